@@ -1,0 +1,1 @@
+"""Corpora to datasets of embeddings, on one core or a thousand GPUs."""

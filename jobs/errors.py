@@ -1,0 +1,33 @@
+"""What a job raises on purpose; the root and the encoders' branch are in `encoders.errors`.
+
+    TaskvecError
+    └── JobError
+        ├── ConfigurationError       the command cannot work as written; nothing was started   (exit code 2)
+        ├── CorpusError              the input is not what was promised: shard, column, type   (exit code 1)
+        ├── OutputError              the output holds something that must not be mixed         (exit code 2)
+        └── AccountingError          rows read and rows written do not balance; not published  (exit code 1)
+"""
+
+from __future__ import annotations
+
+from encoders.errors import TaskvecError
+
+
+class JobError(TaskvecError):
+    """The run cannot go on."""
+
+
+class ConfigurationError(JobError):
+    """The command cannot work as written; nothing was started."""
+
+
+class CorpusError(JobError):
+    """The input is not what was promised: a shard, a column or a type."""
+
+
+class OutputError(JobError):
+    """The output holds something that this run must not be mixed with."""
+
+
+class AccountingError(JobError):
+    """Rows read and rows written do not balance, so nothing is published."""
