@@ -1,0 +1,119 @@
+"""A loaded model that turns token ids into vectors, on one device.
+
+    encoder = Encoder.load(resolve_protocol("intfloat/e5-base-v2"))
+    vectors = encoder.encode(Tokenizer(encoder.protocol).prepare(texts, prompt))
+
+Texts are sorted by length, cut into batches within a token budget, run through the backbone, pooled and finished;
+the result comes back in the order of the call. A text's vector does not depend on its neighbours beyond float
+rounding: padding is masked, and every reduction is within a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from encoders.batching import Batch, token_budget_batches
+from encoders.errors import EncoderError
+from encoders.finishing import Finisher
+from encoders.loading import load_backbone
+from encoders.pooling import pool
+from encoders.protocol import Protocol
+from encoders.tokenizer import TokenizedTexts
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+# Padded tokens of a batch. CPU: 2k to 4k are best and alike, more fall out of the cache.
+_DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The vectors of one call.
+
+    Attributes:
+        vectors: float32 `[num_texts, dim]`.
+        num_padding: Padding tokens that were computed besides the texts' own.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    num_padding: int
+
+
+class Encoder:
+    """One backbone on one device. Not for several threads at once."""
+
+    def __init__(self, protocol: Protocol, backbone: Any, device: torch.device, max_batch_tokens: int) -> None:
+        self.protocol = protocol
+        self.device = device
+        self.max_batch_tokens = max_batch_tokens
+        self._backbone = backbone
+        self._finish = Finisher(protocol, device)
+        # Masked wherever it stands, so any id of the vocabulary will do.
+        self._pad_token_id = backbone.config.pad_token_id or 0
+
+    @classmethod
+    def load(
+        cls,
+        protocol: Protocol,
+        *,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        max_batch_tokens: int | Literal["auto"] = "auto",
+    ) -> Encoder:
+        """Load a model's weights.
+
+        Args:
+            protocol: What `resolve_protocol` read.
+            device: `auto` is the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
+            dtype: Of the computation. `auto` is bfloat16 on CUDA and float32 on CPU.
+            max_batch_tokens: Padded tokens of a batch; a text longer than that goes alone.
+
+        Raises:
+            EncoderError: There is no such device.
+            ModelNotFoundError: Weights are missing.
+            UnsupportedModelError: They do not fit the architecture.
+        """
+        target = _device(device)
+        chosen = _dtype(dtype, target)
+        backbone = load_backbone(protocol, chosen).to(target)
+        budget = _DEFAULT_BATCH_TOKENS[target.type] if max_batch_tokens == "auto" else max_batch_tokens
+        return cls(protocol, backbone, target, budget)
+
+    @torch.inference_mode()
+    def encode(self, texts: TokenizedTexts) -> Encoded:
+        """Vectors of texts of at least one token each, in their order."""
+        assert (texts.lengths > 0).all()
+        vectors = np.empty((len(texts), self.protocol.dim), dtype=np.float32)
+        num_padding = 0
+        for batch in token_budget_batches(texts, self.max_batch_tokens, self._pad_token_id):
+            vectors[batch.rows] = self._forward(batch).cpu().numpy()
+            num_padding += batch.num_padding
+        return Encoded(vectors, num_padding)
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        lengths = torch.from_numpy(batch.lengths).to(self.device)
+        token_ids = torch.from_numpy(batch.token_ids).to(self.device)
+        mask = (torch.arange(token_ids.shape[1], device=self.device) < lengths[:, None]).long()
+        states = self._backbone(input_ids=token_ids, attention_mask=mask).last_hidden_state
+        prompt_lengths = torch.from_numpy(batch.prompt_lengths).to(self.device)
+        return self._finish(pool(states, lengths, prompt_lengths, self.protocol.pooling.modes))
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EncoderError(f"device {device!r} was asked for, and this process sees no GPU; use device auto or cpu")
+    return torch.device(device)
+
+
+def _dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen: torch.dtype = getattr(torch, dtype)
+    return chosen

@@ -1,0 +1,81 @@
+"""Tasks, roles and views: what a vector is for, and on which side of the comparison its text stands.
+
+A retrieval model embeds a question and its answer differently, so an asymmetric task needs a role. A symmetric
+task compares like with like: both sides get the same vector, and `document` is its only side unless a model's
+own prompts tell the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from encoders.errors import TaskError
+
+
+class Role(StrEnum):
+    """The side of an asymmetric task that a text is on."""
+
+    QUERY = "query"
+    DOCUMENT = "document"
+
+
+STANDARD_TASKS = ("retrieval", "text-matching", "classification", "clustering")
+SYMMETRIC_TASKS = frozenset({"text-matching", "classification", "clustering"})
+
+# Names under which repositories keep the prompt of a side, the most usual first. The order for documents is that
+# of sentence-transformers' encode_document; `search_*` is Nomic's.
+_ROLE_NAMES = {
+    Role.QUERY: ("query", "search_query"),
+    Role.DOCUMENT: ("document", "passage", "corpus", "search_document"),
+}
+# ... and of a symmetric task: our own name, then mteb's task types.
+_TASK_NAMES = {
+    "retrieval": ("retrieval", "Retrieval"),
+    "text-matching": ("text-matching", "similarity", "STS"),
+    "classification": ("classification", "Classification"),
+    "clustering": ("clustering", "Clustering"),
+}
+
+
+@dataclass(frozen=True, order=True)
+class View:
+    """One (task, role) that a run produces."""
+
+    task: str
+    role: Role
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.role}"
+
+
+def view_of(task: str, role: str | None = None) -> View:
+    """The view that a task and an optional role mean.
+
+    Raises:
+        TaskError: The role is unknown, or missing from a task whose two sides differ.
+    """
+    if role is None:
+        if task not in SYMMETRIC_TASKS:
+            raise TaskError(
+                f"task {task!r} embeds queries and documents differently, and no role was given; "
+                "say role: query or role: document"
+            )
+        return View(task, Role.DOCUMENT)
+    if role not in tuple(Role):
+        raise TaskError(f"unknown role {role!r}; allowed: {', '.join(Role)}")
+    return View(task, Role(role))
+
+
+def prompt_names(view: View) -> Iterator[str]:
+    """Names under which a repository may keep the prompt of a view, the most specific first."""
+    tasks = _TASK_NAMES.get(view.task, (view.task,))
+    roles = _ROLE_NAMES[view.role]
+    for task in tasks:
+        for role in roles:
+            yield f"{task}.{role}"
+            yield f"{task}-{role}"
+    if view.task == "retrieval":
+        yield from roles
+    yield from tasks

@@ -1,0 +1,163 @@
+"""Texts to ragged token ids: the half of encoding that needs no accelerator.
+
+All texts of a call end up in one array of ids with offsets, so that they travel between processes without a
+Python object per token. Truncation keeps the model's special tokens, on the side that its tokenizer names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from encoders.errors import ModelNotFoundError, TaskError, UnsupportedModelError
+from encoders.protocol import Protocol
+
+# Encodings hold offsets and strings besides the ids, about 1 KB a token: drop them as we go.
+_CHUNK_TEXTS = 1024
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Token ids of many texts, end to end.
+
+    Attributes:
+        token_ids: int32 `[num_tokens]`.
+        offsets: int64 `[num_texts + 1]`; text i is `token_ids[offsets[i]:offsets[i + 1]]`.
+        prompt_lengths: int32 `[num_texts]`; leading tokens that pooling leaves out (attention sees them).
+        truncated: bool `[num_texts]`; whether the model does not see the whole text.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    prompt_lengths: npt.NDArray[np.int32]
+    truncated: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each text, `[num_texts]`."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> TokenizedTexts:
+        """The texts of some rows, in that order."""
+        ids = [self.token_ids[self.offsets[row] : self.offsets[row + 1]] for row in rows]
+        return TokenizedTexts(
+            token_ids=np.concatenate(ids) if ids else np.empty(0, np.int32),
+            offsets=_offsets(self.lengths[rows]),
+            prompt_lengths=self.prompt_lengths[rows],
+            truncated=self.truncated[rows],
+        )
+
+
+class Tokenizer:
+    """A model's tokenizer, set up once for its protocol. Load it in the process that uses it.
+
+    Raises:
+        ModelNotFoundError: The repository has no tokenizer.
+        UnsupportedModelError: It has one without the fast backend, or one whose inputs the encoder cannot honour.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        tokenizer = _load(protocol)
+        self._all_special_ids = frozenset(tokenizer.all_special_ids)
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_padding()
+        self._backend.enable_truncation(protocol.max_seq_length, direction=tokenizer.truncation_side)
+        if protocol.do_lower_case:
+            _prepend_lowercase(self._backend)
+        if any(any(encoding.type_ids) for encoding in self._backend.encode_batch(["a b", ""])):
+            raise UnsupportedModelError(
+                f"{protocol.repository.name}: its tokenizer marks segments (token_type_ids), which are not passed on"
+            )
+
+    def prepare(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
+        """Token ids of `prompt + text` for every text.
+
+        A text may come out with no token at all (an empty one, where the tokenizer adds none of its own).
+
+        Raises:
+            TaskError: The prompt alone fills the model's length.
+        """
+        lengths = np.zeros(len(texts), np.int64)
+        truncated = np.zeros(len(texts), np.bool_)
+        parts: list[npt.NDArray[np.int32]] = []
+        for start in range(0, len(texts), _CHUNK_TEXTS):
+            chunk = [prompt + text for text in texts[start : start + _CHUNK_TEXTS]]
+            for row, encoding in enumerate(self._backend.encode_batch_fast(chunk), start):
+                ids = np.asarray(encoding.ids, dtype=np.int32)
+                parts.append(ids)
+                lengths[row] = len(ids)
+                # `overflowing` makes a Python object per piece cut off, so it is asked of full-length texts only.
+                truncated[row] = len(ids) >= self.protocol.max_seq_length and bool(encoding.overflowing)
+        token_ids = np.concatenate(parts) if parts else np.empty(0, np.int32)
+        prompt_lengths = self._prompt_lengths(texts, prompt, token_ids, _offsets(lengths))
+        return TokenizedTexts(token_ids, _offsets(lengths), prompt_lengths, truncated)
+
+    def _prompt_lengths(
+        self, texts: Sequence[str], prompt: str, token_ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int32]:
+        """Leading tokens that pooling leaves out, where the model's pooling does that.
+
+        sentence-transformers tokenizes the prompt alone and counts, its own trailing special token not included.
+        The count holds wherever the text begins with the prompt's very tokens. Where the last of them has merged
+        with the text's beginning, the token that reaches into the text belongs to the text.
+        """
+        result = np.zeros(len(texts), np.int32)
+        if not prompt:
+            return result
+        alone = self._backend.encode(prompt).ids
+        if alone and alone[-1] in self._all_special_ids:
+            alone = alone[:-1]
+        if len(alone) + 1 >= self.protocol.max_seq_length:
+            raise TaskError(
+                f"the prompt of {len(alone)} tokens leaves no room for a text in the {self.protocol.max_seq_length} "
+                f"tokens that {self.protocol.repository.name} takes; shorten it or raise encoder.max_seq_length"
+            )
+        if self.protocol.pooling.include_prompt:
+            return result
+        expected = np.asarray(alone, dtype=np.int32)
+        for row, text in enumerate(texts):
+            ids = token_ids[offsets[row] : offsets[row + 1]]
+            if np.array_equal(ids[: len(expected)], expected):
+                result[row] = len(expected)
+            else:
+                spans = self._backend.encode(prompt + text).offsets
+                inside = [end <= len(prompt) for _, end in spans]
+                result[row] = inside.index(False) if False in inside else len(ids)
+        return result
+
+
+def _load(protocol: Protocol) -> Any:
+    from transformers import AutoTokenizer
+
+    repository = protocol.repository
+    folder = repository.path / protocol.transformer_folder
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=protocol.options.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelNotFoundError(f"{repository.name}: its tokenizer cannot be loaded from {folder}: {error}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UnsupportedModelError(
+            f"{repository.name}: {type(tokenizer).__name__} has no fast backend; a repository with a tokenizer.json has"
+        )
+    return tokenizer
+
+
+def _prepend_lowercase(backend: Any) -> None:
+    """What sentence-transformers does for `do_lower_case`: lower-case first, whatever the tokenizer does then."""
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.normalizers import Sequence as NormalizerSequence
+
+    own = backend.normalizer
+    backend.normalizer = Lowercase() if own is None else NormalizerSequence([Lowercase(), own])
+
+
+def _offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
