@@ -13,7 +13,6 @@ import torch
 
 from encoders.errors import ModelNotFoundError, UnsupportedModelError
 from encoders.protocol import Protocol
-from encoders.repository import open_repository
 
 # Parts of an architecture that come after the last hidden state, so their absence changes no vector.
 _UNUSED_PARTS = ("pooler.",)
@@ -27,10 +26,13 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
         UnsupportedModelError: The architecture is unknown, or the weights do not fill it.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one bar an actor would bury the job's own
     model = protocol.repository.name
     remote_code = protocol.options.trust_remote_code
-    folder = _folder_with_weights(protocol)
+    repository = protocol.repository.on_this_machine(weights=True, remote_code=remote_code)
+    folder = repository.path / protocol.transformer_folder
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
         # An encoder-decoder's encoder is what gives embeddings (T5, mT5, UMT5).
@@ -60,19 +62,6 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
     if hasattr(config, "use_cache"):
         backbone.config.use_cache = False  # keys and values of past tokens serve generation only
     return backbone.eval().requires_grad_(False)
-
-
-def _folder_with_weights(protocol: Protocol) -> Any:
-    repository = protocol.repository
-    if not repository.is_local:
-        # The protocol was read from the small files alone; the same commit, now with its weights.
-        repository = open_repository(
-            repository.name,
-            revision=repository.revision,
-            weights=True,
-            remote_code=protocol.options.trust_remote_code,
-        )
-    return repository.path / protocol.transformer_folder
 
 
 def _check_hidden_size(protocol: Protocol, backbone: Any) -> None:

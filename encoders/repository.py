@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,30 @@ class Repository:
     def is_local(self) -> bool:
         """Whether the model is a folder rather than a Hub repository."""
         return self.revision.startswith("sha256:")
+
+    def on_this_machine(self, *, weights: bool = False, remote_code: bool = False) -> Repository:
+        """The same files in a process that may run on another machine than the one that found them.
+
+        Args:
+            weights: Have the weights too, and make sure that a folder's are the same.
+            remote_code: Have the repository's Python files too.
+
+        Raises:
+            ModelNotFoundError: They are not there, or differ.
+        """
+        if not self.is_local:
+            return open_repository(self.name, revision=self.revision, weights=weights, remote_code=remote_code)
+        if not self.path.is_dir():
+            raise ModelNotFoundError(
+                f"the model's folder {self.path} is not on this machine ({platform.node()}); "
+                "put it on a shared filesystem or into every node's image, or give a Hub id"
+            )
+        if weights and (revision := f"sha256:{_digest_folder(self.path)}") != self.revision:
+            raise ModelNotFoundError(
+                f"the model's folder {self.path} differs on this machine ({platform.node()}): {revision} "
+                f"here, {self.revision} where the run started; copy the same files to every node"
+            )
+        return self
 
     def json(self, file: str) -> Any:
         """A JSON file's content, None where the repository has no such file.

@@ -137,7 +137,7 @@ class Tokenizer:
 def _load(protocol: Protocol) -> Any:
     from transformers import AutoTokenizer
 
-    repository = protocol.repository
+    repository = protocol.repository.on_this_machine(remote_code=protocol.options.trust_remote_code)
     folder = repository.path / protocol.transformer_folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=protocol.options.trust_remote_code)
