@@ -1,0 +1,83 @@
+"""Shards cut into fragments: the unit of work, retry and completion.
+
+A fragment is a run of whole row groups of one shard, as near to the wanted number of rows as whole groups allow.
+Its id is a digest of what it was made from, so a shard that was replaced makes other fragments, and the same shard
+makes the same ones in every run, with any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+
+from encoders.space import Space, digest
+from encoders.tasks import View
+from jobs.corpus import Shard
+from jobs.footers import Footer
+
+# Part of every digest: raised when what a part holds changes, so that parts of another make are embedded anew.
+LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of whole row groups of one shard.
+
+    Attributes:
+        id: Digest of the shard's path and version, the row groups, and how rows become texts.
+        shard: Where the rows are.
+        first_row_group: Index of the first row group in the shard.
+        num_row_groups: How many follow one another, at least 1.
+        first_row: Number of the first row in the shard.
+        num_rows: What the footer promises.
+        num_bytes: Compressed bytes of the columns that are read.
+    """
+
+    id: str
+    shard: Shard
+    first_row_group: int
+    num_row_groups: int
+    first_row: int
+    num_rows: int
+    num_bytes: int
+
+    def part_path(self, view: View, space: Space) -> str:
+        """Where this fragment's embeddings in one view go; the name says everything that made them."""
+        made_by = digest([self.id, space.id, str(view)])
+        return "/".join(
+            filter(
+                None,
+                [f"task={view.task}", f"role={view.role}", self.shard.partitions, f"part-{made_by}.parquet"],
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a fragment begins and ends; the numbers of a `Fragment`, without what they mean."""
+
+    first_row_group: int
+    num_row_groups: int
+    first_row: int
+    num_rows: int
+    num_bytes: int
+
+    def of(self, shard: Shard, reading: str) -> Fragment:
+        """The fragment that this cut makes of a shard whose rows become texts as `reading` (a digest) says."""
+        groups = [self.first_row_group, self.num_row_groups]
+        made_from = digest([LAYOUT, shard.path, shard.version, groups, reading])
+        return Fragment(made_from, shard, *astuple(self))
+
+
+def cut(footer: Footer, fragment_rows: int) -> Iterator[Cut]:
+    """The cuts of one shard, in its order; none where it has no rows. A larger row group stays whole."""
+    first = first_row = rows = num_bytes = 0
+    for index, group_rows in enumerate(footer.row_group_rows):
+        # Take the group in where that brings the fragment nearer to the wanted size.
+        if rows and abs(rows + group_rows - fragment_rows) > abs(rows - fragment_rows):
+            yield Cut(first, index - first, first_row, rows, num_bytes)
+            first, first_row, rows, num_bytes = index, first_row + rows, 0, 0
+        rows += group_rows
+        num_bytes += footer.row_group_bytes[index]
+    if rows:
+        yield Cut(first, len(footer.row_group_rows) - first, first_row, rows, num_bytes)

@@ -1,0 +1,89 @@
+"""What an output holds already: the committed dataset, and what earlier attempts finished but did not commit.
+
+A part counts as held only if a record vouches for it and a listing shows it with that size, so a file that somebody
+removed is made again. Memory goes with the number of fragments, never of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from jobs.errors import OutputError
+from jobs.records import RECEIPTS, REJECTS, Manifest, Receipt, ViewRecord, parse_receipt, read_manifest
+from jobs.storage import Store
+
+_READ_THREADS = 32
+_PART_PREFIX = "task="
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What is there.
+
+    Attributes:
+        manifest: The committed dataset, if there is one.
+        receipts: Of the manifest, and of attempts that it does not know.
+        files: Size of every part and rejects file, by path.
+    """
+
+    manifest: Manifest | None
+    receipts: tuple[Receipt, ...]
+    files: Mapping[str, int]
+
+    def by_part(self) -> dict[str, Receipt]:
+        """The receipt that vouches for each part; only receipts all of whose files are there."""
+        return {
+            part.path: receipt
+            for receipt in self.receipts
+            if all(self.files.get(file.path) == file.num_bytes for file in receipt.files())
+            for part in receipt.parts.values()
+        }
+
+
+def take_stock(store: Store) -> Holdings:
+    """Read the manifest and the loose receipts, and list the files of an output."""
+    manifest = read_manifest(store)
+    paths = tuple(entry.path for entry in store.list(RECEIPTS) if entry.path.endswith(".json"))
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        loose = list(
+            pool.map(lambda path: parse_receipt(store.read(path), f"{store.location.uri}/{path}"), paths)
+        )
+    committed = manifest.receipts if manifest else ()
+    return Holdings(manifest, (*committed, *loose), data_files(store))
+
+
+def data_files(store: Store) -> dict[str, int]:
+    """Size of every part and rejects file of an output, by path, committed or not."""
+    return {
+        entry.path: entry.size_bytes
+        for entry in store.list()
+        if entry.path.startswith((_PART_PREFIX, f"{REJECTS}/"))
+    }
+
+
+def refuse_other_dataset(manifest: Manifest, corpus: str, views: Mapping[str, ViewRecord]) -> None:
+    """Refuse to turn a dataset into one of another corpus, of other spaces, or of fewer views.
+
+    A run makes the output equal to what its configuration says, so each of these would remove embeddings that
+    somebody meant to keep.
+
+    Raises:
+        OutputError: It would; with both sides named.
+    """
+    mend = "use another output, or output.overwrite=true to replace the dataset"
+    for name, held in manifest.views.items():
+        if name not in views:
+            raise OutputError(
+                f"the output holds the view {name} ({held.space_name}), and this run makes only {', '.join(views)}, so "
+                f"it would remove the others; list all views, {mend}"
+            )
+        wanted = views[name]
+        if wanted.space_id != held.space_id:
+            raise OutputError(
+                f"the output holds {name} in the space {held.space_name} ({held.space_id[:12]}), and this run makes "
+                f"{wanted.space_name} ({wanted.space_id[:12]}); vectors of two spaces cannot be compared: {mend}"
+            )
+    if manifest.corpus != corpus:
+        raise OutputError(f"the output was made from {manifest.corpus}, and this run reads {corpus}; {mend}")

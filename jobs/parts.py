@@ -1,0 +1,66 @@
+"""A part: the embeddings of one fragment in one view, as a Parquet file that opens anywhere as it stands.
+
+    <id>, <kept columns>, embedding (fixed-size list), num_tokens, truncated, text_hash
+
+What the vectors are stands in the file's key-value metadata under `taskvec.*`, so a part that was copied somewhere
+still says its space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.records import FileRecord
+
+METADATA_PREFIX = "taskvec."
+
+
+def part_table(carried: pa.Table, embedding: pa.Array, num_tokens: pa.Array, truncated: pa.Array) -> pa.Table:
+    """The columns of a part.
+
+    Args:
+        carried: Id, kept columns and, last, `text_hash`; `[num_rows]`.
+        embedding: Fixed-size lists of float32 or float16.
+        num_tokens: int32; tokens that the model saw, prompt and special tokens included.
+        truncated: bool; whether the model did not see the whole text.
+    """
+    columns = dict(zip(carried.column_names, carried.columns, strict=True))
+    text_hash = columns.pop("text_hash")
+    columns |= {
+        "embedding": embedding,
+        "num_tokens": num_tokens,
+        "truncated": truncated,
+        "text_hash": text_hash,
+    }
+    return pa.table(columns)
+
+
+def part_bytes(
+    table: pa.Table, labels: Mapping[str, str], *, compression_level: int, row_group_rows: int
+) -> bytes:
+    """The file's content; equal tables give equal bytes."""
+    labelled = table.replace_schema_metadata(
+        {METADATA_PREFIX + name: value for name, value in labels.items()}
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        labelled,
+        sink,
+        row_group_size=row_group_rows,
+        compression="zstd",
+        compression_level=compression_level,
+        # Vectors and hashes never repeat: a dictionary of them is tried, grown and thrown away.
+        use_dictionary=[name for name in table.column_names if name not in ("embedding", "text_hash")],
+        write_statistics=[name for name in table.column_names if name not in ("embedding", "text_hash")],
+    )
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def file_record(path: str, content: bytes) -> FileRecord:
+    """What a receipt says of a file."""
+    return FileRecord(path=path, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())

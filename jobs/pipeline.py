@@ -1,0 +1,192 @@
+"""Fragments through Ray Data: read and tokenize (CPU tasks) -> encode (actor pool) -> write (CPU tasks).
+
+One Ray row is one fragment, in a block of its own, and every operator takes one at a time. Ray may retry any of
+them, on any machine: what is written is created once, so a retry changes nothing. All dataset operations of the
+project stand here.
+
+On a machine without accelerator an encoder takes most of a core, and readers and writers what is left of each, so
+that on two cores two encoders run and are still fed.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.exceptions import RayError
+
+from encoders.errors import TaskvecError
+from jobs.config import ComputeConfig
+from jobs.corpus import Shard
+from jobs.errors import JobError
+from jobs.footers import BadShard, Columns, Footer, read_footers
+from jobs.run_spec import RunSpec, Work
+from jobs.storage import Location
+
+# Shares of a core. An encoder on the CPU computes with one thread; readers and writers mostly wait for storage.
+_CPU_ENCODER_CPUS = 0.8
+_CPU_HELPER_CPUS = 0.1
+# Beside an accelerator a reader's tokenizer is what needs cores.
+_GPU_ENCODER_CPUS = 1.0
+_GPU_READER_CPUS = 1.0
+_GPU_WRITER_CPUS = 0.5
+# One in the encoder, one waiting beside it; with a single one Ray never sees a queue and the pool never grows.
+_FRAGMENTS_IN_FLIGHT = 2
+_SHARDS_PER_FOOTER_TASK = 256
+
+
+def connect(address: str | None, num_cpus: int | None) -> None:
+    """Join the cluster of an address or of RAY_ADDRESS (which `ray job submit` sets), else start Ray here."""
+    if ray.is_initialized():
+        return
+    # Ray's own notices (token mode, constructor arguments, memory hints) would bury the job's lines.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+    local = address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)
+    ray.init(
+        address="local" if local else address,
+        num_cpus=num_cpus if local else None,
+        include_dashboard=False if local else None,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+
+
+def choose_device(device: str) -> str:
+    """`auto` is CUDA if the cluster has a GPU now."""
+    if device == "auto":
+        return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+    return device
+
+
+def read_footers_on_cluster(
+    location: Location, shards: Sequence[Shard], wanted: Columns
+) -> list[Footer | BadShard]:
+    """Footers of many shards, a slice of them a task, in the order of the shards."""
+    slices = [
+        shards[start : start + _SHARDS_PER_FOOTER_TASK]
+        for start in range(0, len(shards), _SHARDS_PER_FOOTER_TASK)
+    ]
+    task = ray.remote(num_cpus=_CPU_HELPER_CPUS)(read_footers)
+    pending = [task.remote(location, piece, wanted) for piece in slices]
+    return [footer for piece in ray.get(pending) for footer in piece]
+
+
+def embed_fragments(run: RunSpec, work: Sequence[Work], compute: ComputeConfig) -> Iterator[dict[str, Any]]:
+    """Run the fragments through the three stages; yields what the writer says of each, as they finish.
+
+    Raises:
+        TaskvecError: What a worker raised on purpose.
+        JobError: Anything else that a worker died of.
+    """
+    _configure(compute.no_progress_timeout_seconds)
+    on_gpu = run.device == "cuda"
+    shipped = pickle.dumps(run)
+    dataset = ray.data.from_items(
+        [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
+    )
+    dataset = dataset.map_batches(
+        _read,
+        fn_args=[shipped],
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=_GPU_READER_CPUS if on_gpu else _CPU_HELPER_CPUS,
+        compute=TaskPoolStrategy(compute.tokenize_concurrency),
+    )
+    dataset = dataset.map_batches(
+        _Encode,
+        fn_constructor_args=[shipped],
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=_GPU_ENCODER_CPUS if on_gpu else _CPU_ENCODER_CPUS,
+        num_gpus=compute.gpus_per_actor if on_gpu else None,
+        compute=_actor_pool(compute, on_gpu=on_gpu, num_fragments=len(work)),
+    )
+    dataset = dataset.map_batches(
+        _write,
+        fn_args=[shipped],
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=_GPU_WRITER_CPUS if on_gpu else _CPU_HELPER_CPUS,
+    )
+    try:
+        yield from dataset.iter_rows()
+    except RayError as error:
+        raise _own_cause(error) from error
+
+
+def _actor_pool(compute: ComputeConfig, *, on_gpu: bool, num_fragments: int) -> ActorPoolStrategy:
+    """As many encoders as there are cores, or as the cluster's autoscaler finds GPUs; never more than fragments."""
+    most = compute.max_actors
+    if most is None and not on_gpu:
+        most = int(ray.cluster_resources().get("CPU", 1))
+    most = max(1, min(most or num_fragments, num_fragments))
+    least = min(compute.min_actors, most)
+    return ActorPoolStrategy(
+        min_size=least,
+        max_size=most,
+        initial_size=least if on_gpu else most,
+        max_tasks_in_flight_per_actor=_FRAGMENTS_IN_FLIGHT,
+    )
+
+
+def _own_cause(error: BaseException) -> TaskvecError:
+    """What a worker raised on purpose, out of the layers that Ray puts around it."""
+    layer: BaseException | None = error
+    while layer is not None:
+        if isinstance(layer, TaskvecError):
+            return type(layer)(*layer.args)
+        layer = getattr(layer, "cause", None) or layer.__cause__
+    return JobError(f"the pipeline failed, nothing is published, the same command goes on from here: {error}")
+
+
+def _configure(no_progress_timeout_seconds: int) -> None:
+    context = DataContext.get_current()
+    context.target_max_block_size = None  # a fragment's block is never split
+    context.enable_progress_bars = False  # rows and tokens say more than blocks do; the job shows its own
+    context.execution_options.preserve_order = False
+    context.execution_options.verbose_progress = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = no_progress_timeout_seconds
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+# The stages import torch, which takes seconds; only workers need it.
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(run: bytes) -> Any:
+    from jobs.stages import Reader
+
+    return Reader(pickle.loads(run))
+
+
+@functools.lru_cache(maxsize=1)
+def _writer(run: bytes) -> Any:
+    from jobs.stages import Writer
+
+    return Writer(pickle.loads(run))
+
+
+def _read(row: pa.Table, run: bytes) -> pa.Table:
+    return _reader(run)(row)
+
+
+def _write(row: pa.Table, run: bytes) -> pa.Table:
+    return _writer(run)(row)
+
+
+class _Encode:
+    def __init__(self, run: bytes) -> None:
+        from jobs.stages import EncodeFragment
+
+        self._stage = EncodeFragment(pickle.loads(run))
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return self._stage(row)

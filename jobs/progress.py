@@ -1,0 +1,105 @@
+"""What a person sees while it runs.
+
+Fragments are what is counted as done; rows and tokens give the speed and the time left. A terminal gets a live bar,
+a log file a line now and then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jobs.records import Receipt
+
+_LOG_EVERY_SECONDS = 10.0
+
+
+@dataclass
+class Tally:
+    """Sums over what this run did.
+
+    Attributes:
+        rows: Rows of finished fragments.
+        vectors: Vectors written, over all views.
+        tokens: Tokens encoded, once for each distinct prompt.
+        padding: Tokens computed for nothing.
+        truncated: Vectors whose text the model did not see whole.
+        rejected: Rows without a vector, by reason.
+        seconds: Time spent by stage, summed over workers.
+        actors: Encoders that did some of it.
+        receipts: Of the finished fragments.
+    """
+
+    rows: int = 0
+    vectors: int = 0
+    tokens: int = 0
+    padding: int = 0
+    truncated: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    actors: set[str] = field(default_factory=set)
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def add(self, spent: Mapping[str, Any]) -> None:
+        """Take in what the writer says of one fragment."""
+        receipt = Receipt.model_validate_json(spent["receipt"])
+        self.receipts.append(receipt)
+        self.rows += receipt.num_rows
+        self.vectors += sum(part.num_rows for part in receipt.parts.values())
+        self.truncated += sum(part.num_truncated for part in receipt.parts.values())
+        self.rejected.update(receipt.rejected)
+        self.tokens += spent["num_encoded_tokens"]
+        self.padding += spent["num_padding"]
+        self.actors.add(spent["actor"])
+        for stage in ("read", "tokenize", "encode", "write"):
+            self.seconds[stage] += spent[f"{stage}_seconds"]
+
+
+class ProgressLine:
+    """Shows how far a run is; use as a context, and call `update` after each fragment."""
+
+    def __init__(self, console: Console, num_fragments: int, num_rows: int) -> None:
+        self._console = console
+        self._num_fragments = num_fragments
+        self._num_rows = num_rows
+        self._started = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.fields[fragments]}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=num_rows, fragments=self._fragments(0), speed="starting")
+
+    def _fragments(self, done: int) -> str:
+        return f"{done}/{self._num_fragments} fragments"
+
+    def __enter__(self) -> ProgressLine:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, tally: Tally) -> None:
+        """Show the state after another fragment."""
+        now = time.monotonic()
+        elapsed = max(now - self._started, 1e-9)
+        done = self._fragments(len(tally.receipts))
+        speed = f"{tally.rows / elapsed:,.0f} rows/s, {tally.tokens / elapsed:,.0f} tokens/s"
+        self._bar.update(self._task, completed=tally.rows, fragments=done, speed=speed)
+        finished = len(tally.receipts) == self._num_fragments
+        if not self._console.is_terminal and (now - self._last_line > _LOG_EVERY_SECONDS or finished):
+            self._last_line = now
+            left = timedelta(seconds=round(elapsed / max(tally.rows, 1) * (self._num_rows - tally.rows)))
+            rows = f"{tally.rows:,}/{self._num_rows:,} rows"
+            self._console.print(f"{done}, {rows}, {speed}, {left} left", highlight=False)

@@ -1,0 +1,208 @@
+"""What is written beside the parts: receipts while a run is under way, and the manifest that makes it count.
+
+    OUT/_receipts/<digest>.json     a fragment is complete in some views; gone once a manifest holds its content
+    OUT/_rejects/.../<digest>.parquet
+    OUT/_manifest.json              the live parts; writing it is the commit
+    OUT/_config.json                the configuration and package versions of the run that committed
+
+Names that begin with "_" are left out by pyarrow, Spark, Ray and pandas when they open the folder.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from encoders.space import digest
+from jobs.errors import OutputError
+from jobs.footers import Columns
+from jobs.fragments import Cut
+from jobs.storage import Store
+
+MANIFEST = "_manifest.json"
+CONFIG = "_config.json"
+RECEIPTS = "_receipts"
+REJECTS = "_rejects"
+
+
+class _Record(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+
+
+R = TypeVar("R", bound=_Record)
+
+
+class FileRecord(_Record):
+    """A file of the output: where it is, and what must be in it."""
+
+    path: str
+    num_bytes: int
+    sha256: str
+
+
+class PartRecord(FileRecord):
+    """The embeddings of one fragment in one view."""
+
+    num_rows: int
+    num_tokens: int
+    num_truncated: int
+
+
+class Receipt(_Record):
+    """Proof that a fragment is complete in some views: rows = rows of each part + rejected rows.
+
+    Attributes:
+        fragment: The fragment's id.
+        shard: Path of its shard in the corpus.
+        num_rows: Rows read.
+        rejected: Rows without a vector, by reason.
+        rejects: Where those rows are named; None where there are none.
+        parts: By view.
+    """
+
+    fragment: str
+    shard: str
+    num_rows: int
+    rejected: Mapping[str, int]
+    rejects: FileRecord | None
+    parts: Mapping[str, PartRecord]
+
+    @property
+    def num_rejected(self) -> int:
+        """Rows without a vector."""
+        return sum(self.rejected.values())
+
+    @property
+    def balances(self) -> bool:
+        """Whether every row that was read has a vector in each view, or is a reject."""
+        return all(part.num_rows + self.num_rejected == self.num_rows for part in self.parts.values())
+
+    def files(self) -> list[FileRecord]:
+        """The files that the receipt vouches for."""
+        return [*self.parts.values(), *([self.rejects] if self.rejects else [])]
+
+
+class ShardRecord(_Record):
+    """A shard that the dataset was made from, and its fragments, so that an unchanged one need not be opened."""
+
+    path: str
+    version: str
+    cuts: tuple[Cut, ...]
+
+
+class ViewRecord(_Record):
+    """What the vectors of one view are."""
+
+    task: str
+    role: str
+    space_id: str
+    space_name: str
+    model: str
+    revision: str
+    adapter: str | None
+    prompt: str
+    dim: int
+    precision: str
+    normalized: bool
+
+
+class BadShardRecord(_Record):
+    """A shard that was skipped, on purpose."""
+
+    path: str
+    version: str
+    reason: str
+
+
+class ReadingRecord(_Record):
+    """How rows became texts, and the types of what was carried along."""
+
+    id_column: str
+    text_columns: tuple[str, ...]
+    text_joiner: str
+    keep_columns: tuple[str, ...]
+    carried: tuple[tuple[str, str], ...]
+    carried_schema: str  # the same as a base64 Arrow schema
+
+    @property
+    def columns(self) -> Columns:
+        """What was read."""
+        return Columns(self.id_column, self.text_columns, self.keep_columns)
+
+    @property
+    def digest(self) -> str:
+        """Part of every fragment's id. Type names stand in for the schema's bytes, which a release may change."""
+        return digest(self.model_dump(mode="json", exclude={"carried_schema"}))
+
+
+class Manifest(_Record):
+    """The live dataset.
+
+    Attributes:
+        layout: Of these records.
+        committed_at: UTC, ISO 8601.
+        corpus: URI of the input.
+        reading: How rows became texts.
+        fragment_rows: Rows that a fragment should have.
+        views: By view.
+        shards: What was read.
+        bad_shards: What was skipped.
+        receipts: What was written.
+    """
+
+    layout: int = 1
+    committed_at: str
+    corpus: str
+    reading: ReadingRecord
+    fragment_rows: int
+    views: Mapping[str, ViewRecord]
+    shards: tuple[ShardRecord, ...]
+    bad_shards: tuple[BadShardRecord, ...]
+    receipts: tuple[Receipt, ...]
+
+    def rejected(self) -> dict[str, int]:
+        """Rows without a vector, by reason; a row counts once, however many views lack it."""
+        by_fragment = {receipt.fragment: receipt.rejected for receipt in self.receipts}
+        return dict(sum((Counter(rejected) for rejected in by_fragment.values()), Counter()))
+
+    @property
+    def digest(self) -> str:
+        """Digest of all but the time: equal datasets, equal digests."""
+        return digest(self.model_dump(mode="json", exclude={"committed_at"}))
+
+
+def read_manifest(store: Store) -> Manifest | None:
+    """The manifest of an output, None where nothing was committed yet.
+
+    Raises:
+        OutputError: There is a file of that name, and it is no manifest of ours.
+    """
+    try:
+        content = store.read(MANIFEST)
+    except FileNotFoundError:
+        return None
+    return _parse(Manifest, content, f"{store.location.uri}/{MANIFEST}")
+
+
+def parse_receipt(content: bytes, name: str) -> Receipt:
+    """A receipt from its file's content.
+
+    Raises:
+        OutputError: It is no receipt of ours.
+    """
+    return _parse(Receipt, content, name)
+
+
+def _parse(kind: type[R], content: bytes, name: str) -> R:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise OutputError(
+            f"{name} is no {kind.__name__.lower()} that this version can read "
+            f"({'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}); "
+            "use the version that wrote it, or another output"
+        ) from error

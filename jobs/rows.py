@@ -1,0 +1,255 @@
+"""A fragment's rows out of its shard: those that have a text, and those that do not, with the reason.
+
+Row groups are decoded in small batches, so what a page claims to be bounds nothing but one batch. Every row that
+the footer promised ends up on one side or the other; a shard that holds more or fewer is an error.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import CorpusError
+from jobs.footers import Columns
+from jobs.fragments import Fragment
+from jobs.records import ReadingRecord
+from jobs.storage import Store
+
+_BATCH_ROWS = 1024
+
+NULL_ID = "null_id"
+NULL_TEXT = "null_text"
+UNDECODABLE = "undecodable"
+NO_TOKENS = "no_tokens"
+UNREADABLE = "unreadable_shard"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows become texts.
+
+    Attributes:
+        columns: What is read.
+        text_joiner: What stands between the texts of several columns.
+        carried: The id and kept columns, with the types that every part has.
+    """
+
+    columns: Columns
+    text_joiner: str
+    carried: pa.Schema
+
+    def record(self) -> ReadingRecord:
+        """As it stands in the manifest."""
+        return ReadingRecord(
+            id_column=self.columns.id_column,
+            text_columns=self.columns.text_columns,
+            text_joiner=self.text_joiner,
+            keep_columns=self.columns.keep_columns,
+            carried=tuple((field.name, str(field.type)) for field in self.carried),
+            carried_schema=base64.b64encode(self.carried.serialize()).decode(),
+        )
+
+    def rejects_schema(self) -> pa.Schema:
+        """Of the files that name rejected rows."""
+        return pa.schema(
+            [
+                self.carried.field(self.columns.id_column).with_nullable(True),
+                pa.field("reason", pa.string()),
+                pa.field("shard", pa.string()),
+                pa.field("row", pa.int64()),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one fragment.
+
+    Attributes:
+        carried: Id and kept columns of the rows that have a text, `[num_texts]`.
+        texts: Their texts, in the same order.
+        row_numbers: Their numbers in the shard.
+        rejects: The other rows: id, reason, shard, row.
+    """
+
+    carried: pa.Table
+    texts: list[str]
+    row_numbers: list[int]
+    rejects: pa.Table
+
+    def without(self, rejected: Sequence[int], reason: str, reading: Reading, shard: str) -> Rows:
+        """The same with some of the texts (by their place) turned into rejects."""
+        if not rejected:
+            return self
+        dropped = set(rejected)
+        kept = [place for place in range(len(self.texts)) if place not in dropped]
+        ids = self.carried[reading.columns.id_column].take(pa.array(rejected))
+        numbers = [self.row_numbers[place] for place in rejected]
+        more = _rejects(reading, shard, ids.combine_chunks(), [reason] * len(rejected), numbers)
+        return Rows(
+            carried=self.carried.take(pa.array(kept, pa.int64())),
+            texts=[self.texts[place] for place in kept],
+            row_numbers=[self.row_numbers[place] for place in kept],
+            rejects=pa.concat_tables([self.rejects, more]),
+        )
+
+
+def read_rows(store: Store, fragment: Fragment, reading: Reading) -> Rows:
+    """Read one fragment.
+
+    Raises:
+        CorpusError: The shard changed since it was listed, cannot be decoded, or does not hold what it promised.
+    """
+    table = _read_table(store, fragment, reading.columns.names)
+    ids = _decoded(table[reading.columns.id_column], reading.carried.field(reading.columns.id_column).type)
+    texts, undecodable = _texts(table, reading)
+    reasons = _reasons(ids, texts, undecodable, table, reading)
+    kept = [place for place, reason in enumerate(reasons) if reason is None]
+    bad = [place for place, reason in enumerate(reasons) if reason is not None]
+    return Rows(
+        carried=_carried(table.take(pa.array(kept, pa.int64())), reading),
+        texts=[text for place in kept if (text := texts[place]) is not None],
+        row_numbers=[fragment.first_row + place for place in kept],
+        rejects=_rejects(
+            reading,
+            fragment.shard.path,
+            ids.take(pa.array(bad, pa.int64())),
+            [reason for reason in reasons if reason is not None],
+            [fragment.first_row + place for place in bad],
+        ),
+    )
+
+
+def unreadable_rows(fragment: Fragment, reading: Reading) -> Rows:
+    """All rows of a fragment whose shard cannot be decoded, as rejects."""
+    count = fragment.num_rows
+    ids = pa.nulls(count, reading.carried.field(reading.columns.id_column).type)
+    numbers = list(range(fragment.first_row, fragment.first_row + count))
+    rejects = _rejects(reading, fragment.shard.path, ids, [UNREADABLE] * count, numbers)
+    return Rows(reading.carried.empty_table(), [], [], rejects)
+
+
+def _read_table(store: Store, fragment: Fragment, names: Sequence[str]) -> pa.Table:
+    groups = range(fragment.first_row_group, fragment.first_row_group + fragment.num_row_groups)
+    path = fragment.shard.path
+    try:
+        with store.open(path) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+            batches = list(parquet.iter_batches(_BATCH_ROWS, row_groups=list(groups), columns=list(names)))
+            table = pa.Table.from_batches(batches, None if batches else _projected(parquet, names))
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(
+            f"shard {path} cannot be read: {error}; write it anew, or input.on_bad_shard=skip"
+        ) from error
+    if table.num_rows != fragment.num_rows:
+        raise CorpusError(
+            f"shard {path}: row groups {groups.start} to {groups.stop - 1} hold {table.num_rows} rows, and the footer "
+            f"promises {fragment.num_rows}; write the shard anew"
+        )
+    return table.select(list(names))
+
+
+def _projected(parquet: pq.ParquetFile, names: Sequence[str]) -> pa.Schema:
+    return pa.schema([parquet.schema_arrow.field(name) for name in names])
+
+
+def _texts(table: pa.Table, reading: Reading) -> tuple[list[str | None], set[int]]:
+    """The joined text of each row, None where every column is null; and the rows with undecodable bytes."""
+    undecodable: set[int] = set()
+    columns = []
+    for name in reading.columns.text_columns:
+        texts, bad = _strings(table[name])
+        columns.append(texts)
+        undecodable |= bad
+    if len(columns) == 1:
+        return columns[0], undecodable
+    return [_join(parts, reading.text_joiner) for parts in zip(*columns, strict=True)], undecodable
+
+
+def _join(parts: Sequence[str | None], joiner: str) -> str | None:
+    """Null and empty columns leave no joiner behind; a row where all are null has no text."""
+    if all(part is None for part in parts):
+        return None
+    return joiner.join(part for part in parts if part)
+
+
+def _strings(column: pa.ChunkedArray) -> tuple[list[str | None], set[int]]:
+    """A text column's values, and the rows whose bytes are no UTF-8 (their value is None)."""
+    if pa.types.is_null(column.type):
+        return [None] * len(column), set()
+    raw = column.cast(_value_type(column.type)).cast(pa.large_binary())
+    try:
+        return raw.cast(pa.large_string()).to_pylist(), set()  # the cast checks the encoding
+    except pa.ArrowInvalid:
+        texts: list[str | None] = []
+        bad: set[int] = set()
+        for row, value in enumerate(raw.to_pylist()):
+            try:
+                texts.append(None if value is None else value.decode())
+            except UnicodeDecodeError:
+                texts.append(None)
+                bad.add(row)
+        return texts, bad
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _reasons(
+    ids: pa.Array, texts: Sequence[str | None], undecodable: set[int], table: pa.Table, reading: Reading
+) -> list[str | None]:
+    """Why each row gets no vector, None for those that get one."""
+    damaged = undecodable.copy()
+    for name in {reading.columns.id_column, *reading.columns.keep_columns}:
+        if _is_text(table[name].type):
+            damaged |= _strings(table[name])[1]
+    id_is_null = ids.is_null().to_pylist()
+    return [
+        UNDECODABLE if row in damaged else NULL_ID if id_is_null[row] else NULL_TEXT if text is None else None
+        for row, text in enumerate(texts)
+    ]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = _value_type(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _decoded(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+    """The ids in the output's type; those that are no UTF-8 become null."""
+    if _is_text(column.type) and (bad := _strings(column)[1]):
+        texts, _ = _strings(column)
+        assert all(texts[row] is None for row in bad)
+        return pa.array(texts, kind)
+    return column.cast(_value_type(column.type)).cast(kind).combine_chunks()
+
+
+def _carried(table: pa.Table, reading: Reading) -> pa.Table:
+    columns = [
+        table[field.name].cast(_value_type(table[field.name].type)).cast(field.type)
+        for field in reading.carried
+    ]
+    return pa.Table.from_arrays([column.combine_chunks() for column in columns], schema=reading.carried)
+
+
+def _rejects(
+    reading: Reading, shard: str, ids: pa.Array, reasons: Sequence[str], rows: Sequence[int]
+) -> pa.Table:
+    arrays = [
+        ids,
+        pa.array(reasons, pa.string()),
+        pa.array([shard] * len(rows), pa.string()),
+        pa.array(rows, pa.int64()),
+    ]
+    return pa.Table.from_arrays(arrays, schema=reading.rejects_schema())
+
+
+def text_hashes(texts: Sequence[str]) -> pa.Array:
+    """blake2b-128 of each text's UTF-8 bytes, without a prompt: equal texts, equal hashes, whatever the model."""
+    hashes = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    return pa.array(hashes, pa.binary(16))

@@ -1,0 +1,98 @@
+"""What every worker of a run is told: one small picklable value, the same for all fragments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+from encoders.protocol import Protocol
+from encoders.space import Space, digest
+from encoders.tasks import View
+from jobs.fragments import Fragment
+from jobs.rows import Reading
+from jobs.sections import Dtype
+from jobs.storage import Location
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """One view of the run: the bytes that go around a text, where its vectors may be compared, and their labels."""
+
+    view: View
+    prompt: str
+    space: Space
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """How this run reads, encodes and writes.
+
+    Attributes:
+        corpus: Root of the shards.
+        reading: How rows become texts.
+        skip_bad_shards: Turn the rows of an undecodable shard into rejects rather than fail.
+        protocol: How texts become vectors.
+        views: What is produced.
+        device: `cpu` or `cuda`.
+        dtype: Of the computation.
+        precision: Of the stored vectors.
+        max_batch_tokens: Padded tokens of a forward pass, or `auto`.
+        output: Root of the dataset.
+        compression_level: Of zstd.
+        row_group_rows: Of the parts.
+    """
+
+    corpus: Location
+    reading: Reading
+    skip_bad_shards: bool
+    protocol: Protocol
+    views: tuple[ViewSpec, ...]
+    device: str
+    dtype: Dtype
+    precision: str
+    max_batch_tokens: int | Literal["auto"]
+    output: Location
+    compression_level: int
+    row_group_rows: int
+
+    def specs(self, work: Work) -> list[ViewSpec]:
+        """What is missing of a fragment, in the run's order."""
+        return [spec for spec in self.views if str(spec.view) in work.parts]
+
+    def prompts(self, work: Work) -> list[str]:
+        """The distinct prompts of that: texts are tokenized and encoded once for each."""
+        return list(dict.fromkeys(spec.prompt for spec in self.specs(work)))
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row of the pipeline: a fragment, and the parts of it that are still missing.
+
+    Attributes:
+        fragment: What is read.
+        parts: Path of each missing part, by view.
+    """
+
+    fragment: Fragment
+    parts: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        """Digest of what is to be made; names the receipt."""
+        return digest(sorted(self.parts.values()))
+
+    def to_json(self) -> bytes:
+        """As the bytes that travel."""
+        return _WORK.dump_json(self)
+
+    @staticmethod
+    def from_json(content: bytes) -> Work:
+        """Back from the bytes that travelled."""
+        return _WORK.validate_json(content)
+
+
+_WORK = TypeAdapter(Work)

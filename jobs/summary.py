@@ -1,0 +1,105 @@
+"""What is left at the end: a short table for people, and the one JSON object for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.plan import Plan
+from jobs.progress import Tally
+from jobs.records import MANIFEST, Manifest, ViewRecord
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of the whole command, and of them for Ray's start."""
+
+    total: float
+    ray_start: float
+
+
+def show_plan(console: Console, plan: Plan, views: Mapping[str, ViewRecord], output: str) -> dict[str, Any]:
+    """Print what a run would do; returns the summary."""
+    missing = sum(len(work.parts) for work in plan.work)
+    counts = {
+        "shards": len(plan.shards),
+        "bad_shards": len(plan.bad_shards),
+        "fragments": len(plan.fragments),
+        "rows": plan.num_rows,
+        "bytes": sum(fragment.num_bytes for fragment in plan.fragments),
+        "parts": plan.num_parts,
+        "existing_parts": plan.num_parts - missing,
+        "missing_parts": missing,
+        "rows_to_read": sum(work.fragment.num_rows for work in plan.work),
+        "bytes_to_read": sum(work.fragment.num_bytes for work in plan.work),
+    }
+    lines = {name.replace("_", " "): f"{count:,}" for name, count in counts.items()}
+    for name, view in views.items():
+        lines[f"view {name}"] = f"{view.space_name} ({view.space_id[:12]}), prompt {view.prompt!r}"
+    _print_table(console, "Plan; nothing was touched", lines)
+    return {**counts, "views": list(views), "output": output}
+
+
+def show_run(
+    console: Console,
+    plan: Plan,
+    tally: Tally,
+    manifest: Manifest,
+    times: Times,
+    output: str,
+    *,
+    changed: bool,
+) -> dict[str, Any]:
+    """Print what a run did; returns the summary.
+
+    `rows` are those of the corpus; `embedded` and `existing` count vectors, over all views; `tokens` are those that
+    went through the encoder; `tokens_per_second` leaves Ray's start out of the time.
+    """
+    seconds = max(times.total - times.ray_start, 1e-9)
+    rejected = manifest.rejected()
+    existing = sum(part.num_rows for receipt in plan.existing for part in receipt.parts.values())
+    lines = {
+        "rows": f"{plan.num_rows:,}",
+        "embedded": f"{tally.vectors:,} vectors ({existing:,} were there)",
+        "rejected": ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())) or "0",
+        "tokens": f"{tally.tokens:,}",
+        "seconds": f"{times.total:.1f}, Ray's start {times.ray_start:.1f} of them",
+    }
+    if tally.receipts:
+        lines |= {
+            "tokens per second": f"{tally.tokens / seconds:,.0f}",
+            "worker seconds": ", ".join(f"{stage} {spent:.1f}" for stage, spent in tally.seconds.items()),
+            "padding": _share(tally.padding, tally.padding + tally.tokens),
+            "truncated": _share(tally.truncated, tally.vectors),
+            "encoders": str(len(tally.actors)),
+        }
+    if plan.bad_shards:
+        lines["skipped shards"] = ", ".join(shard.path for shard in plan.bad_shards[:5])
+    _print_table(console, "Published" if changed else "Nothing to do: the output is what it should be", lines)
+    return {
+        "rows": plan.num_rows,
+        "embedded": tally.vectors,
+        "existing": existing,
+        "rejected": sum(rejected.values()),
+        "tokens": tally.tokens,
+        "seconds": round(times.total, 3),
+        "tokens_per_second": round(tally.tokens / seconds, 1),
+        "output": output,
+        "manifest": f"{output.rstrip('/')}/{MANIFEST}",
+        "ray_start_seconds": round(times.ray_start, 3),
+    }
+
+
+def _print_table(console: Console, title: str, lines: Mapping[str, str]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in lines.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
