@@ -1,11 +1,12 @@
 """What a job raises on purpose; the root and the encoders' branch are in `encoders.errors`.
 
-    TaskvecError
-    └── JobError
-        ├── ConfigurationError       the command cannot work as written; nothing was started   (exit code 2)
-        ├── CorpusError              the input is not what was promised: shard, column, type   (exit code 1)
-        ├── OutputError              the output holds something that must not be mixed         (exit code 2)
-        └── AccountingError          rows read and rows written do not balance; not published  (exit code 1)
+TaskvecError
+└── JobError
+    ├── ConfigurationError       the command cannot work as written; nothing was started   (exit code 2)
+    ├── CorpusError              the input is not what was promised: shard, column, type   (exit code 1)
+    ├── StorageError             a disk, a network or a service failed, or denied access   (exit code 1)
+    ├── OutputError              the output holds something that must not be mixed         (exit code 2)
+    └── AccountingError          rows read and rows written do not balance; not published  (exit code 1)
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ class ConfigurationError(JobError):
 
 class CorpusError(JobError):
     """The input is not what was promised: a shard, a column or a type."""
+
+
+class StorageError(JobError):
+    """A disk, a network or an object store failed, or denied access."""
 
 
 class OutputError(JobError):

@@ -1,0 +1,272 @@
+"""What a shard says of itself: rows, sizes and types from its footer, no data read.
+
+A footer decides whether the run can go on at all. A shard that is no Parquet file is a value, a `BadShard`
+with its reason, because one broken upload in a million is the owner's choice to skip or to mend. A shard
+whose columns are not what the configuration promises is a CorpusError, because the next one will be the same.
+
+Columns with Arrow extension types are refused here, before any page is decoded, at any depth: libraries
+register such types with code that runs on the content (Ray's unpickle it). Columns that nobody asked for are
+not looked at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from jobs.corpus import Shard
+from jobs.errors import CorpusError
+from jobs.storage import Location, Store, open_store
+
+_ID_TYPES = "an integer, a string or binary (also as a dictionary)"
+_TEXT_TYPES = "a string, binary or null (also as a dictionary)"
+_NULL = "null"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a corpus that a job reads.
+
+    Attributes:
+        id_column: Names each row.
+        text_columns: Are embedded.
+        keep_columns: Travel along into the output.
+    """
+
+    id_column: str
+    text_columns: tuple[str, ...]
+    keep_columns: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Id, kept and text columns, each once, in this order."""
+        return tuple(dict.fromkeys((self.id_column, *self.keep_columns, *self.text_columns)))
+
+
+@dataclass(frozen=True)
+class Footer:
+    """A readable shard.
+
+    Attributes:
+        path: The shard's path.
+        row_group_rows: Rows of each row group.
+        row_group_bytes: Compressed bytes of the wanted columns in each row group.
+        columns: The wanted columns in the order of `Columns.names`, their types without what only says how
+            they are laid out in memory (dictionaries, large and view types).
+    """
+
+    path: str
+    row_group_rows: tuple[int, ...]
+    row_group_bytes: tuple[int, ...]
+    columns: pa.Schema
+
+
+@dataclass(frozen=True)
+class BadShard:
+    """A shard that is no readable Parquet file, and why."""
+
+    path: str
+    reason: str
+
+
+def read_footer(store: Store, shard: Shard, wanted: Columns) -> Footer | BadShard:
+    """Read and check the footer of one shard.
+
+    Raises:
+        CorpusError: A wanted column is missing, stands twice, or has a type that is not allowed.
+        StorageError: The shard could not be read, or has changed since it was listed.
+    """
+    if shard.size_bytes == 0:
+        return BadShard(shard.path, "the file is empty (0 bytes, or a link to nothing)")
+    try:
+        file = store.open(shard.path, shard.version)
+    except FileNotFoundError as error:
+        raise CorpusError(
+            f"shard {shard.path!r} is gone since it was listed; let the corpus rest while a job reads it,"
+            " and run"
+            " the same command again"
+        ) from error
+    with file:
+        try:
+            # the default of this option differs between releases; True also tells UUID and JSON columns apart
+            parquet = pq.ParquetFile(file, arrow_extensions_enabled=True)
+            metadata, schema = parquet.metadata, parquet.schema_arrow
+        # a corrupt footer is OSError (Thrift), ArrowException or a bad string; a failed read is StorageError
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            return BadShard(shard.path, f"not a readable Parquet file: {' '.join(str(error).split())}")
+        _check_columns(shard, schema, wanted, num_rows=metadata.num_rows)
+        return _footer(shard, metadata, schema, wanted)
+
+
+def read_footers(
+    location: Location, shards: Sequence[Shard], wanted: Columns, threads: int = 16
+) -> list[Footer | BadShard]:
+    """Read the footers of shards of one corpus, in their order, many at a time.
+
+    Raises:
+        CorpusError: As `read_footer`; of several, that of the first shard.
+        StorageError: As `read_footer`.
+    """
+    store = open_store(location)
+    pool = ThreadPoolExecutor(max_workers=threads)
+    try:
+        return list(pool.map(lambda shard: read_footer(store, shard, wanted), shards))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def check_same_columns(footers: Iterable[Footer], wanted: Columns) -> None:
+    """Refuse type drift: id and kept columns need one type in all shards.
+
+    Kept columns that are all null in a shard fit any type, and so does the id of a shard without rows. Text
+    columns may differ, since every type that is allowed for them becomes text.
+
+    Raises:
+        CorpusError: Two shards differ; the type that more shards have stands first.
+    """
+    found = [(footer.path, {field.name: str(field.type) for field in footer.columns}) for footer in footers]
+    for name in dict.fromkeys((wanted.id_column, *wanted.keep_columns)):
+        counts = Counter(types[name] for _, types in found if types[name] != _NULL)
+        if len(counts) < 2:
+            continue
+        usual = counts.most_common(1)[0][0]
+        usual_path = next(path for path, types in found if types[name] == usual)
+        other_path, other = next(
+            (path, types[name]) for path, types in found if types[name] not in {usual, _NULL}
+        )
+        raise CorpusError(
+            f"type drift in column {name!r}: it is {usual} in {counts[usual]} shards ({usual_path!r}) but"
+            f" {other} in {other_path!r}; rewrite the shards that differ with one type, or leave the column"
+            " out of keep_columns"
+        )
+
+
+def _footer(shard: Shard, metadata: pq.FileMetaData, schema: pa.Schema, wanted: Columns) -> Footer | BadShard:
+    leaves = _leaves(schema, wanted)
+    rows: list[int] = []
+    sizes: list[int] = []
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        parts = [group.column(leaf).total_compressed_size for leaf in leaves]
+        if group.num_rows < 0 or min(parts, default=0) < 0:
+            return BadShard(shard.path, f"the footer lies: negative counts in row group {index}")
+        rows.append(group.num_rows)
+        sizes.append(sum(parts))
+    if sum(rows) != metadata.num_rows:
+        return BadShard(
+            shard.path,
+            f"the footer lies: {sum(rows)} rows in its row groups, {metadata.num_rows} in the file",
+        )
+    if sum(sizes) > shard.size_bytes:
+        return BadShard(
+            shard.path,
+            f"the footer lies: {sum(sizes)} bytes of columns in a file of {shard.size_bytes} bytes",
+        )
+    columns = pa.schema([(name, _normalised(schema.field(name).type)) for name in wanted.names])
+    return Footer(shard.path, tuple(rows), tuple(sizes), columns)
+
+
+def _check_columns(shard: Shard, schema: pa.Schema, wanted: Columns, *, num_rows: int) -> None:
+    missing = [name for name in wanted.names if name not in schema.names]
+    if missing:
+        raise CorpusError(
+            f"shard {shard.path!r} lacks the columns {', '.join(map(repr, missing))}; it has"
+            f" {', '.join(map(repr, schema.names)) or 'none'}. Name columns that every shard has"
+        )
+    for name in wanted.names:
+        if schema.names.count(name) > 1:
+            raise CorpusError(
+                f"shard {shard.path!r} has {name!r} more than once; rename or remove one of them"
+            )
+        for path, extension in _extensions(schema.field(name), name):
+            raise CorpusError(
+                f"shard {shard.path!r}: column {path!r} has the Arrow extension type {extension!r};"
+                " extension types may run code when they are read and are refused. Rewrite the column with"
+                " its plain storage type, or leave it out"
+            )
+    id_type = schema.field(wanted.id_column).type
+    if not (_is_id(_plain(id_type)) or (pt.is_null(id_type) and num_rows == 0)):
+        raise CorpusError(_wrong_type(shard, "id", wanted.id_column, id_type, _ID_TYPES))
+    for name in wanted.text_columns:
+        text_type = schema.field(name).type
+        if not _is_text(_plain(text_type)):
+            raise CorpusError(_wrong_type(shard, "text", name, text_type, _TEXT_TYPES))
+
+
+def _wrong_type(shard: Shard, role: str, name: str, given: pa.DataType, allowed: str) -> str:
+    return (
+        f"shard {shard.path!r}: the {role} column {name!r} has type {given}; allowed is {allowed}. Cast it,"
+        " or name another column"
+    )
+
+
+def _extensions(field: pa.Field, path: str) -> Iterator[tuple[str, str]]:
+    """(path, name) of every extension type in a field, whether its type is registered here or not."""
+    if isinstance(field.type, pa.BaseExtensionType):
+        yield path, field.type.extension_name
+    elif field.metadata and b"ARROW:extension:name" in field.metadata:
+        yield path, field.metadata[b"ARROW:extension:name"].decode(errors="replace")
+    else:
+        for child in _children(field.type):
+            yield from _extensions(child, f"{path}.{child.name}")
+
+
+def _children(kind: pa.DataType) -> list[pa.Field]:
+    if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
+        return [pa.field("values", kind.value_type)]
+    return [kind.field(index) for index in range(kind.num_fields)]
+
+
+def _leaves(schema: pa.Schema, wanted: Columns) -> list[int]:
+    """Parquet's leaf columns below the wanted ones; counted, since "a.b" may be a column's name or a path."""
+    names = set(wanted.names)
+    leaves: list[int] = []
+    start = 0
+    for field in schema:
+        stop = start + _num_leaves(field.type)
+        if field.name in names:
+            leaves.extend(range(start, stop))
+        start = stop
+    return leaves
+
+
+def _num_leaves(kind: pa.DataType) -> int:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _num_leaves(kind.storage_type)
+    if pt.is_dictionary(kind) or kind.num_fields == 0:
+        return 1
+    return sum(_num_leaves(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return _plain(kind.value_type) if pt.is_dictionary(kind) else kind
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind))
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    return bool(pt.is_integer(kind) or _is_string(kind) or _is_binary(kind) or pt.is_fixed_size_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(_is_string(kind) or _is_binary(kind) or pt.is_null(kind))
+
+
+def _normalised(kind: pa.DataType) -> pa.DataType:
+    """A type without what only says how it is laid out in memory."""
+    plain = _plain(kind)
+    if _is_string(plain):
+        return pa.string()
+    return pa.binary() if _is_binary(plain) else plain
