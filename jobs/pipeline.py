@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import pickle
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from jobs.storage import Location
 # Shares of a core. An encoder on the CPU computes with one thread; readers and writers mostly wait for storage.
 _CPU_ENCODER_CPUS = 0.8
 _CPU_HELPER_CPUS = 0.1
+_CPU_ENCODERS_PER_READER = 8
 # Beside an accelerator a reader's tokenizer is what needs cores.
 _GPU_ENCODER_CPUS = 1.0
 _GPU_READER_CPUS = 1.0
@@ -97,7 +99,7 @@ def embed_fragments(run: RunSpec, work: Sequence[Work], compute: ComputeConfig) 
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=_GPU_READER_CPUS if on_gpu else _CPU_HELPER_CPUS,
-        compute=TaskPoolStrategy(compute.tokenize_concurrency),
+        compute=TaskPoolStrategy(_num_readers(compute, on_gpu=on_gpu)),
     )
     dataset = dataset.map_batches(
         _Encode,
@@ -136,6 +138,14 @@ def _actor_pool(compute: ComputeConfig, *, on_gpu: bool, num_fragments: int) -> 
     )
 
 
+def _num_readers(compute: ComputeConfig, *, on_gpu: bool) -> int | None:
+    """Beside encoders on the CPU few readers will do: tokenizing takes 2 % of the time, and each costs an import."""
+    if compute.tokenize_concurrency is not None or on_gpu:
+        return compute.tokenize_concurrency
+    cores: float = ray.cluster_resources().get("CPU", 1)
+    return math.ceil(cores / _CPU_ENCODERS_PER_READER)
+
+
 def _own_cause(error: BaseException) -> TaskvecError:
     """What a worker raised on purpose, out of the layers that Ray puts around it."""
     layer: BaseException | None = error
@@ -157,19 +167,19 @@ def _configure(no_progress_timeout_seconds: int) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-# The stages import torch, which takes seconds; only workers need it.
+# Imported where they run: torch and transformers take seconds, and the writer and the driver need neither.
 
 
 @functools.lru_cache(maxsize=1)
 def _reader(run: bytes) -> Any:
-    from jobs.stages import Reader
+    from jobs.read import Reader
 
     return Reader(pickle.loads(run))
 
 
 @functools.lru_cache(maxsize=1)
 def _writer(run: bytes) -> Any:
-    from jobs.stages import Writer
+    from jobs.write import Writer
 
     return Writer(pickle.loads(run))
 
@@ -184,7 +194,7 @@ def _write(row: pa.Table, run: bytes) -> pa.Table:
 
 class _Encode:
     def __init__(self, run: bytes) -> None:
-        from jobs.stages import EncodeFragment
+        from jobs.encode import EncodeFragment
 
         self._stage = EncodeFragment(pickle.loads(run))
 

@@ -1,0 +1,56 @@
+"""Second stage: token ids become vectors. The one that wants the accelerator, and the only one that loads weights."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+
+import pyarrow as pa
+
+from encoders.encoder import Encoder
+from encoders.finishing import cast
+from jobs.cargo import pack, tokens_of, unpack_table, vector_columns
+from jobs.run_spec import RunSpec, Work
+
+
+class EncodeFragment:
+    """One loaded model; lives in an actor."""
+
+    def __init__(self, run: RunSpec) -> None:
+        self._run = run
+        self._encoder = Encoder.load(
+            run.protocol,
+            device=run.device,
+            dtype=run.dtype,
+            max_batch_tokens=run.max_batch_tokens,
+            num_threads=1 if run.device == "cpu" else None,
+        )
+        self._name = f"{platform.node()}:{os.getpid()}"
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """Encode one fragment, once for each distinct prompt."""
+        started = time.perf_counter()
+        tokens = unpack_table(row, "tokens")
+        work = Work.from_json(row["work"][0].as_py())
+        vectors: dict[str, pa.Array] = {}
+        num_tokens = num_padding = 0
+        for key, _ in enumerate(self._run.prompts(work)):
+            texts = tokens_of(tokens, key)
+            encoded = self._encoder.encode(texts)
+            vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.precision))
+            num_tokens += len(texts.token_ids)
+            num_padding += encoded.num_padding
+        cells = pack(
+            {
+                "vectors": pa.table(vectors),
+                "encode_seconds": time.perf_counter() - started,
+                "num_encoded_tokens": num_tokens,
+                "num_padding": num_padding,
+                "actor": self._name,
+            }
+        )
+        kept = row.drop_columns(["tokens"])
+        return pa.Table.from_arrays(
+            [*kept.columns, *cells.columns], names=[*kept.column_names, *cells.column_names]
+        )

@@ -1,0 +1,109 @@
+"""Last stage: vectors become parts, then the fragment gets its receipt.
+
+Running it twice is harmless: every file is created once, under a name that says what made it, and the first attempt
+wins.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.cargo import pack, unpack_table
+from jobs.errors import OutputError
+from jobs.parts import file_record, part_bytes, part_table
+from jobs.records import RECEIPTS, REJECTS, FileRecord, PartRecord, Receipt
+from jobs.run_spec import RunSpec, ViewSpec, Work
+from jobs.storage import open_store
+
+
+class Writer:
+    """Writes what fragments gave."""
+
+    def __init__(self, run: RunSpec) -> None:
+        self._run = run
+        self._store = open_store(run.output)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """Write what one fragment gave."""
+        started = time.perf_counter()
+        work = Work.from_json(row["work"][0].as_py())
+        carried, vectors, rejects = (unpack_table(row, name) for name in ("rows", "vectors", "rejects"))
+        prompts = self._run.prompts(work)
+        parts = {
+            str(spec.view): self._write_part(work, spec, carried, vectors, prompts.index(spec.prompt))
+            for spec in self._run.specs(work)
+        }
+        reasons = rejects["reason"].value_counts().to_pylist()
+        receipt = Receipt(
+            fragment=work.fragment.id,
+            shard=work.fragment.shard.path,
+            num_rows=work.fragment.num_rows,
+            rejected={entry["values"]: entry["counts"] for entry in reasons},
+            rejects=self._write_rejects(work, rejects) if rejects.num_rows else None,
+            parts=parts,
+        )
+        content = receipt.model_dump_json().encode()
+        self._store.create(receipt_path(work), content)
+        spent = row.select(
+            [name for name in row.column_names if name not in ("rows", "vectors", "rejects", "work")]
+        )
+        cells = pack({"receipt": content, "write_seconds": time.perf_counter() - started})
+        return pa.Table.from_arrays(
+            [*spent.columns, *cells.columns], names=[*spent.column_names, *cells.column_names]
+        )
+
+    def _write_part(
+        self, work: Work, spec: ViewSpec, carried: pa.Table, vectors: pa.Table, key: int
+    ) -> PartRecord:
+        num_tokens, truncated = vectors[f"num_tokens_{key}"], vectors[f"truncated_{key}"]
+        table = part_table(carried, vectors[f"embedding_{key}"], num_tokens, truncated)
+        content = part_bytes(
+            table,
+            spec.labels,
+            compression_level=self._run.compression_level,
+            row_group_rows=self._run.row_group_rows,
+        )
+        stored = self._create(work.parts[str(spec.view)], content, table.num_rows)
+        return PartRecord(
+            **stored.model_dump(),
+            num_rows=table.num_rows,
+            num_tokens=int(np.sum(num_tokens.to_numpy(), dtype=np.int64)),
+            num_truncated=int(np.sum(truncated.to_numpy())),
+        )
+
+    def _write_rejects(self, work: Work, rejects: pa.Table) -> FileRecord:
+        sink = pa.BufferOutputStream()
+        pq.write_table(rejects, sink, compression="zstd")
+        path = "/".join(filter(None, [REJECTS, work.fragment.shard.partitions, f"rejects-{work.id}.parquet"]))
+        return self._create(path, sink.getvalue().to_pybytes(), rejects.num_rows)
+
+    def _create(self, path: str, content: bytes, num_rows: int) -> FileRecord:
+        """Create a file once; where an earlier attempt was first, the record is of its file, not of ours.
+
+        The two may differ in the last bits of a vector (another batch size, another kind of machine).
+        """
+        if self._store.create(path, content):
+            return file_record(path, content)
+        existing = self._store.read(path)
+        if existing != content and _num_rows(existing) != num_rows:
+            raise OutputError(
+                f"{self._run.output.uri}/{path} exists and does not hold the {num_rows} rows that belong there; "
+                "remove it and run again"
+            )
+        return file_record(path, existing)
+
+
+def receipt_path(work: Work) -> str:
+    """Where the receipt of a fragment's views goes."""
+    return f"{RECEIPTS}/{work.id}.json"
+
+
+def _num_rows(content: bytes) -> int | None:
+    try:
+        return int(pq.read_metadata(pa.BufferReader(content)).num_rows)
+    except pa.ArrowInvalid:
+        return None
