@@ -48,8 +48,6 @@ def connect(address: str | None, num_cpus: int | None) -> None:
     """Join the cluster of an address or of RAY_ADDRESS (which `ray job submit` sets), else start Ray here."""
     if ray.is_initialized():
         return
-    # Ray's own notices (token mode, constructor arguments, memory hints) would bury the job's lines.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     local = address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)
     ray.init(
         address="local" if local else address,
