@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 
 import yaml
 
@@ -74,6 +75,19 @@ def config_reference() -> tuple[FieldReference, ...]:
     return tuple(reference)
 
 
+def markdown_reference() -> str:
+    """The reference as README shows it: a table a section; `python -m jobs.reference` prints it."""
+    lines = []
+    for section, fields in groupby(config_reference(), key=lambda field: field.name.partition(".")[0]):
+        lines += [f"**`{section}`**", "", "| field | type | default | |", "|---|---|---|---|"]
+        for field in fields:
+            kind = field.type.replace("|", "\\|")
+            name, flag = field.name.partition(".")[2], f" (`{field.flag}`)" if field.name in FLAGS else ""
+            lines.append(f"| `{name}`{flag} | {kind} | `{field.default}` | {field.description} |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
 def _as_yaml(value: object) -> str:
     """A default as one would write it in the YAML file."""
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
@@ -118,3 +132,7 @@ def closest_name(path: str) -> str:
         return difflib.SequenceMatcher(None, leaf, known_leaf).ratio() + 0.1 * (section == known_section)
 
     return max(known, key=likeness)
+
+
+if __name__ == "__main__":
+    print(markdown_reference())  # noqa: T201 (this is what the command is for)

@@ -83,8 +83,8 @@ class InputConfig(_Section):
     )
     on_bad_shard: OnBadShard = Field(
         default="fail",
-        description="What to do about a shard that cannot be read or lacks a column: fail the run, or skip "
-        "the shard and say so.",
+        description="What to do about a shard that is no readable Parquet file: fail the run, or skip the shard and "
+        "record it.",
     )
     endpoint_url: Endpoint | None = Field(
         default=None,

@@ -1,0 +1,47 @@
+"""README says what the code says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.cli import parse
+from jobs.config import JobConfig
+from jobs.reference import markdown_reference
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_configuration_reference_is_the_generated_one() -> None:
+    marked = re.search(r"<!-- python -m jobs.reference -->\n(.*)\n<!-- end -->", README, re.DOTALL)
+    assert marked is not None
+    assert marked[1].strip() == markdown_reference()
+
+
+def test_the_example_configuration_is_valid() -> None:
+    [example] = re.findall(r"```yaml\n# job.yaml\n(.*?)```", README, re.DOTALL)
+    JobConfig.model_validate(yaml.safe_load(example))
+
+
+def test_every_job_command_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [example] = re.findall(r"```yaml\n# job.yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "job.yaml").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"python -m jobs\.embed ((?:[^\n]*\\\n)*[^\n`]*)", README)
+    assert len(commands) >= 4
+    for command in commands:
+        parse(shlex.split(command.replace("\\\n", " "), comments=True))
+
+
+def test_every_file_of_the_tree_is_there_and_every_module_is_in_it() -> None:
+    tree = README.partition("## What is where")[2]
+    for package in ("encoders", "jobs"):
+        modules = {path.name for path in (ROOT / package).glob("*.py") if path.name not in ("__init__.py", "errors.py")}
+        assert modules == {name for name in re.findall(r"\w+\.py", tree) if (ROOT / package / name).is_file()}
+    for name in re.findall(r"^(\S+)  ", tree, re.MULTILINE):
+        assert (ROOT / name).exists(), name
