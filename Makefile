@@ -1,0 +1,45 @@
+# make demo    embed the standard library's documentation with a small model, and ask it questions
+# make test    the test suite (a GPU's tests aside)
+# make check   style, types, and which package may import which
+# make clean   remove what these made
+
+PYTHON = python3
+
+BIN = .venv/bin
+INSTALLED = .venv/.installed
+
+.PHONY: demo test check clean
+
+demo: $(INSTALLED) demo/.corpus
+	@$(BIN)/python -m jobs.embed examples/demo.yaml --model "$$($(BIN)/python examples/minilm.py)"
+	@$(BIN)/python examples/search.py demo/embeddings --model "$$($(BIN)/python examples/minilm.py)" \
+		"How do I compress a file?" \
+		"parse a date from a string" \
+		"draw a progress bar in the terminal"
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest --quiet -m "not gpu" --durations=10
+
+check: $(INSTALLED)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+	@report=$$($(BIN)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
+
+clean:
+	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(INSTALLED): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+		echo "PYTHON=$(PYTHON) is missing or older than 3.11; name another, as in: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@echo "installing into .venv (a few minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+# A stamp beside the shards: rewriting them would make new versions, and the run would embed everything anew.
+demo/.corpus: examples/make_corpus.py | $(INSTALLED)
+	@rm -rf demo/corpus
+	@$(BIN)/python examples/make_corpus.py demo/corpus --max-docs 6000
+	@touch $@

@@ -1,0 +1,166 @@
+"""Ask an output of `jobs.embed` questions: embed them as retrieval queries, and show the nearest documents.
+
+    python examples/search.py demo/embeddings --model "$(python examples/minilm.py)" "How do I compress a file?"
+
+Exact search: one matrix product over all vectors, which lie in memory. Good for some million rows; beyond that load
+the parts into an index. Only the parts that the manifest lists are read, and a model whose vectors live in another
+space than the output's is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from encoders.encoder import Encoder
+from encoders.errors import TaskvecError
+from encoders.protocol import Protocol, resolve_protocol
+from encoders.tasks import Role, View
+from encoders.tokenizer import Tokenizer
+from jobs.errors import OutputError
+from jobs.records import Manifest, ViewRecord, read_manifest
+from jobs.storage import Location, Store, open_store
+
+DOCUMENTS = View("retrieval", Role.DOCUMENT)
+QUESTIONS = View("retrieval", Role.QUERY)
+TEXT_COLUMN = "text"
+MAX_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What can be found.
+
+    Attributes:
+        ids: One per row.
+        titles: First line of each text; empty where the run did not keep the text.
+        vectors: float32 `[num_rows, dim]`, of length 1.
+    """
+
+    ids: list[str]
+    titles: list[str]
+    vectors: npt.NDArray[np.float32]
+
+
+def embed_questions(protocol: Protocol, questions: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Vectors of the questions, `[num_questions, dim]`, of length 1."""
+    texts = Tokenizer(protocol).prepare(questions, protocol.prompt(QUESTIONS))
+    return _unit(Encoder.load(protocol).encode(texts).vectors)
+
+
+def check_space(view: ViewRecord, protocol: Protocol) -> None:
+    """Refuse a model whose vectors cannot be compared with those of the output.
+
+    Raises:
+        OutputError: The spaces differ.
+    """
+    space = protocol.space(view.task, view.precision)
+    if space.id != view.space_id:
+        raise OutputError(
+            f"the output is in the space {view.space_name} ({view.space_id[:12]}), and the questions would be in "
+            f"{space}; vectors of two spaces cannot be compared: give the model that the output was made with"
+        )
+
+
+def read_documents(store: Store, manifest: Manifest) -> Documents:
+    """The live rows of the view that is searched.
+
+    Raises:
+        OutputError: There are none.
+    """
+    keeps_text = TEXT_COLUMN in manifest.reading.keep_columns
+    columns = [manifest.reading.id_column, "embedding", *([TEXT_COLUMN] if keeps_text else [])]
+    ids: list[str] = []
+    titles: list[str] = []
+    vectors: list[npt.NDArray[np.float32]] = []
+    for receipt in manifest.receipts:
+        with store.open(receipt.parts[str(DOCUMENTS)].path) as file:
+            table = pq.read_table(file, columns=columns)
+        ids += map(str, table[manifest.reading.id_column].to_pylist())
+        titles += map(_first_line, table[TEXT_COLUMN].to_pylist()) if keeps_text else [""] * table.num_rows
+        flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors.append(flat.astype(np.float32).reshape(table.num_rows, -1))
+    if not ids:
+        raise OutputError(
+            f"{store.location.uri} has no rows in the view {DOCUMENTS}; there is nothing to find"
+        )
+    return Documents(ids, titles, _unit(np.concatenate(vectors)))
+
+
+def show(question: str, scores: npt.NDArray[np.float32], documents: Documents, num_answers: int) -> Table:
+    """The best answers to one question, best first; `scores` is `[num_rows]`."""
+    table = Table(
+        title=Text(question, "bold"), title_justify="left", box=None, show_header=False, pad_edge=False
+    )
+    table.add_column(style="cyan", no_wrap=True, min_width=6)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for row in np.argsort(-scores, kind="stable")[:num_answers]:
+        # As Text: brackets of a documentation string are no markup.
+        table.add_row(f"{scores[row]:6.3f}", Text(documents.ids[row]))
+        if documents.titles[row]:
+            table.add_row("", Text(documents.titles[row], "dim"))
+    return table
+
+
+def search(
+    uri: str, model: str, questions: Sequence[str], num_answers: int, endpoint_url: str | None = None
+) -> None:
+    """Answer the questions on the terminal.
+
+    Raises:
+        TaskvecError: There is no such output or model, or they do not belong together.
+    """
+    store = open_store(Location(uri, endpoint_url))
+    manifest = read_manifest(store)
+    if manifest is None:
+        raise OutputError(f"{uri} holds no manifest, so nothing was published there; run jobs.embed first")
+    view = manifest.views.get(str(DOCUMENTS))
+    if view is None:
+        raise OutputError(f"{uri} holds the views {', '.join(manifest.views)}; a search needs {DOCUMENTS}")
+    protocol = resolve_protocol(model)
+    check_space(view, protocol)
+    documents = read_documents(store, manifest)
+    console = Console(highlight=False)
+    console.width = min(console.width, MAX_WIDTH)
+    for question, scores in zip(
+        questions, embed_questions(protocol, questions) @ documents.vectors.T, strict=True
+    ):
+        console.print(show(question, scores, documents, num_answers), end="\n\n")
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
+
+
+def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("out", metavar="OUT", help="output of jobs.embed, local or s3://")
+    parser.add_argument("questions", nargs="+", metavar="QUESTION")
+    parser.add_argument("--model", required=True, help="the model that the output was made with")
+    parser.add_argument("--num-answers", type=int, default=3, help="answers per question (default: 3)")
+    parser.add_argument("--endpoint-url", help="endpoint of an S3-compatible store")
+    arguments = parser.parse_args()
+    try:
+        search(
+            arguments.out, arguments.model, arguments.questions, arguments.num_answers, arguments.endpoint_url
+        )
+    except TaskvecError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
