@@ -149,6 +149,7 @@ def check_same_columns(footers: Iterable[Footer], wanted: Columns) -> None:
 
 def _footer(shard: Shard, metadata: pq.FileMetaData, schema: pa.Schema, wanted: Columns) -> Footer | BadShard:
     leaves = _leaves(schema, wanted)
+    flat = [leaf for leaf in leaves if metadata.schema.column(leaf).max_repetition_level == 0]
     rows: list[int] = []
     sizes: list[int] = []
     for index in range(metadata.num_row_groups):
@@ -156,6 +157,11 @@ def _footer(shard: Shard, metadata: pq.FileMetaData, schema: pa.Schema, wanted: 
         parts = [group.column(leaf).total_compressed_size for leaf in leaves]
         if group.num_rows < 0 or min(parts, default=0) < 0:
             return BadShard(shard.path, f"the footer lies: negative counts in row group {index}")
+        # Readers stop at the group's rows, so values beyond them would be lost in silence.
+        if any(group.column(leaf).num_values != group.num_rows for leaf in flat):
+            return BadShard(
+                shard.path, f"the footer lies: row group {index} has columns of other lengths than its own"
+            )
         rows.append(group.num_rows)
         sizes.append(sum(parts))
     if sum(rows) != metadata.num_rows:

@@ -113,7 +113,7 @@ def read_rows(store: Store, fragment: Fragment, reading: Reading) -> Rows:
     kept = [place for place, reason in enumerate(reasons) if reason is None]
     bad = [place for place, reason in enumerate(reasons) if reason is not None]
     return Rows(
-        carried=_carried(table.take(pa.array(kept, pa.int64())), reading),
+        carried=_carried(table, reading).take(pa.array(kept, pa.int64())),  # view types cannot be taken from
         texts=[text for place in kept if (text := texts[place]) is not None],
         row_numbers=[fragment.first_row + place for place in kept],
         rejects=_rejects(
@@ -144,12 +144,14 @@ def _read_table(store: Store, fragment: Fragment, names: Sequence[str]) -> pa.Ta
             table = pa.Table.from_batches(batches, None if batches else _projected(parquet, names))
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(
-            f"shard {path} cannot be read: {error}; write it anew, or input.on_bad_shard=skip"
+            f"shard {path!r} cannot be read: {' '.join(str(error).split())}; write it anew, or go on without its "
+            "rows: input.on_bad_shard=skip"
         ) from error
     if table.num_rows != fragment.num_rows:
         raise CorpusError(
-            f"shard {path}: row groups {groups.start} to {groups.stop - 1} hold {table.num_rows} rows, and the footer "
-            f"promises {fragment.num_rows}; write the shard anew"
+            f"shard {path!r}: row groups {groups.start} to {groups.stop - 1} hold {table.num_rows} rows, and the "
+            f"footer promises {fragment.num_rows}; write the shard anew, or go on without its rows: "
+            "input.on_bad_shard=skip"
         )
     return table.select(list(names))
 

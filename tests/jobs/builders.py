@@ -1,0 +1,78 @@
+"""Shards on disk and what a run makes of them before any model is loaded; shared by the tests of the steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from encoders.space import Space
+from encoders.tasks import Role, View
+from jobs.corpus import Corpus, list_corpus
+from jobs.footers import Columns, read_footers
+from jobs.fragments import Fragment
+from jobs.holdings import Holdings, take_stock
+from jobs.plan import Layout, Plan, lay_out, make_plan, unknown_shards
+from jobs.records import Manifest
+from jobs.rows import Reading
+from jobs.run_spec import ViewSpec
+from jobs.storage import Location, Store, open_store
+
+COLUMNS = Columns("id", ("text",), ())
+QUERY = ViewSpec(View("retrieval", Role.QUERY), "query: ", Space("5" * 32, "m@1/retrieval/4/float32"), {})
+DOCUMENT = ViewSpec(View("retrieval", Role.DOCUMENT), "", QUERY.space, {})
+
+
+def write_shard(folder: Path, name: str, table: pa.Table | dict[str, Any], **options: Any) -> Path:
+    """A Parquet file below a folder."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table if isinstance(table, pa.Table) else pa.table(table), path, **options)
+    return path
+
+
+def corpus_of(folder: Path) -> Corpus:
+    """The shards of a folder."""
+    return list_corpus(Location(str(folder)))
+
+
+def layout_of(
+    folder: Path, columns: Columns = COLUMNS, fragment_rows: int = 10, manifest: Manifest | None = None
+) -> Layout:
+    """How a run cuts a folder."""
+    corpus = corpus_of(folder)
+    unknown = unknown_shards(corpus, manifest, columns, fragment_rows)
+    footers = read_footers(corpus.location, unknown, columns)
+    return lay_out(corpus, manifest, footers, columns, fragment_rows)
+
+
+def plan_of(
+    folder: Path,
+    views: tuple[ViewSpec, ...] = (QUERY, DOCUMENT),
+    holdings: Holdings | None = None,
+    columns: Columns = COLUMNS,
+    fragment_rows: int = 10,
+) -> Plan:
+    """What a run has to do, with a joiner of one space."""
+    manifest = holdings.manifest if holdings else None
+    layout = layout_of(folder, columns, fragment_rows, manifest)
+    reading = Reading(columns, " ", layout.carried)
+    return make_plan(corpus_of(folder), layout, reading, views, holdings or Holdings(None, (), {}))
+
+
+def only_fragment(
+    folder: Path, columns: Columns = COLUMNS, joiner: str = " "
+) -> tuple[Store, Fragment, Reading]:
+    """The store, the one fragment and the reading of a folder that holds one small shard."""
+    layout = layout_of(folder, columns, fragment_rows=10**6)
+    reading = Reading(columns, joiner, layout.carried)
+    (shard,) = corpus_of(folder).shards
+    ((cut,),) = layout.cuts.values()
+    return open_store(Location(str(folder))), cut.of(shard, reading.record().digest), reading
+
+
+def stock_of(folder: Path) -> Holdings:
+    """What an output holds."""
+    return take_stock(open_store(Location(str(folder))))
