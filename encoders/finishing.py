@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -65,8 +66,10 @@ def _load_weights(protocol: Protocol, folder: str, module: nn.Module) -> None:
         )
     try:
         module.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise UnsupportedModelError(f"{protocol.repository.name}: {path.name} of {folder} does not fit: {error}") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise UnsupportedModelError(
+            f"{protocol.repository.name}: {path.name} of {folder} does not fit: {error}"
+        ) from error
     module.float()
 
 

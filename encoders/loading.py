@@ -16,6 +16,8 @@ from encoders.protocol import Protocol
 
 # Parts of an architecture that come after the last hidden state, so their absence changes no vector.
 _UNUSED_PARTS = ("pooler.",)
+# Encoder-decoders whose encoder half gives embeddings; transformers would load both halves.
+_ENCODER_HALVES = ("t5", "mt5", "umt5")
 
 
 def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
@@ -25,6 +27,7 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
         ModelNotFoundError: There are no safetensors weights.
         UnsupportedModelError: The architecture is unknown, or the weights do not fill it.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
     from transformers.utils import logging
 
@@ -35,8 +38,7 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
     folder = repository.path / protocol.transformer_folder
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-        # An encoder-decoder's encoder is what gives embeddings (T5, mT5, UMT5).
-        auto = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        auto = AutoModelForTextEncoding if config.model_type in _ENCODER_HALVES else AutoModel
         backbone, report = auto.from_pretrained(
             folder,
             config=config,
@@ -49,7 +51,7 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
         raise ModelNotFoundError(
             f"{model}: no safetensors weights in {folder}; weights in pickle files are never loaded ({error})"
         ) from error
-    except (ValueError, ImportError, KeyError) as error:
+    except (ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModelError(f"{model} cannot be loaded: {error}") from error
     missing = [key for key in report["missing_keys"] if not key.startswith(_UNUSED_PARTS)]
     if missing or report["mismatched_keys"]:
@@ -58,20 +60,40 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
             f"{model}: its weights do not fill {type(backbone).__name__}: {len(wrong)} are missing or of another shape "
             f"({', '.join(sorted(wrong)[:3])}, ...), and random numbers would stand in for them"
         )
-    _check_hidden_size(protocol, backbone)
+    _check_fit(protocol, backbone)
     if hasattr(config, "use_cache"):
         backbone.config.use_cache = False  # keys and values of past tokens serve generation only
     return backbone.eval().requires_grad_(False)
 
 
-def _check_hidden_size(protocol: Protocol, backbone: Any) -> None:
-    stated, real = protocol.pooling.token_dim, getattr(backbone.config, "hidden_size", None)
+def _check_fit(protocol: Protocol, backbone: Any) -> None:
+    """What the small files said must hold for the real backbone."""
+    model, kind, config = protocol.repository.name, type(backbone).__name__, backbone.config
+    stated, real = protocol.pooling.token_dim, getattr(config, "hidden_size", None)
     if stated is not None and real is not None and stated != real:
+        raise UnsupportedModelError(f"{model}: the pooling says {stated} dimensions, the backbone has {real}")
+    positions = _num_positions(backbone)
+    if positions is not None and protocol.max_seq_length > positions:
         raise UnsupportedModelError(
-            f"{protocol.repository.name}: the pooling says {stated} dimensions, the backbone has {real}"
+            f"{model}: {kind} takes {positions} tokens, and max_seq_length is {protocol.max_seq_length}; "
+            f"give encoder.max_seq_length up to {positions}"
         )
-    parameters = inspect.signature(backbone.forward).parameters
-    if "attention_mask" not in parameters:
+    if "attention_mask" not in inspect.signature(backbone.forward).parameters:
+        raise UnsupportedModelError(f"{model}: {kind} takes no attention mask, so padding would show")
+    if getattr(config, "is_encoder_decoder", False) and config.model_type not in _ENCODER_HALVES:
         raise UnsupportedModelError(
-            f"{protocol.repository.name}: {type(backbone).__name__} takes no attention mask, so padding would show"
+            f"{model}: {kind} is an encoder-decoder; of these only {', '.join(_ENCODER_HALVES)} are done"
         )
+
+
+def _num_positions(backbone: Any) -> int | None:
+    """Tokens that a table of learned positions has room for; None where positions are computed.
+
+    RoBERTa's family counts positions from behind the padding token's id, so its tables are that much longer.
+    """
+    for module in backbone.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, torch.nn.Embedding):
+            offset = getattr(module, "padding_idx", None)
+            return table.num_embeddings - (offset + 1 if isinstance(offset, int) else 0)
+    return None

@@ -28,6 +28,7 @@ POOLING_MODES = tuple(_LEGACY_POOLING.values())
 
 # torch.nn classes that a Dense may name. The path is data from a repository, so it is never imported.
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+_INPUTS = ("module_input_name", "module_output_name")
 
 
 @dataclass(frozen=True)
@@ -91,32 +92,37 @@ def read_modules(repository: Repository) -> Modules:
     transformer_folder: str | None = None
     pooling: Pooling | None = None
     steps: list[Step] = []
-    for entry in sorted(listed, key=lambda entry: int(entry["idx"])):
-        kind, folder = str(entry["type"]).rpartition(".")[2], str(entry.get("path", ""))
-        if not str(entry["type"]).startswith("sentence_transformers."):
+    for place, entry in enumerate(listed):  # in the file's order; `idx` only says it again
+        path, folder = str(entry.get("type")), str(entry.get("path", ""))
+        kind = path.rpartition(".")[2]
+        if not path.startswith("sentence_transformers."):
             kind = "code of the repository's own"
-        config = repository.json_object(f"{folder}/config.json" if folder else "config.json")
+        config = repository.json_object(folder, "config.json")
         match kind:
             case "Transformer" if transformer_folder is None:
                 transformer_folder = folder
             case "Pooling" if transformer_folder is not None and pooling is None:
-                pooling = _read_pooling(repository.name, config)
+                pooling = _read_pooling(repository.name, folder, config)
             case "Dense" if pooling is not None:
                 steps.append(_read_dense(repository.name, folder, config))
             case "LayerNorm" if pooling is not None:
+                _check_settings(repository.name, folder, config, needed=("dimension",))
                 steps.append(LayerNorm(folder, int(config["dimension"])))
             case "Normalize" if pooling is not None:
+                _check_settings(repository.name, folder, config, known=_INPUTS)
                 _check_default_inputs(repository.name, folder, config)
                 steps.append(Normalize())
             case "Dropout" if pooling is not None:
                 pass  # does nothing outside training
             case _:
                 raise UnsupportedModelError(
-                    f"{repository.name}: modules.json asks for {entry['type']!r} ({kind}) at place {entry['idx']}; "
+                    f"{repository.name}: modules.json asks for {path!r} ({kind}) at place {place}; "
                     "known: Transformer, then Pooling, then any of Dense, LayerNorm, Normalize, Dropout"
                 )
     if transformer_folder is None or pooling is None:
-        raise UnsupportedModelError(f"{repository.name}: modules.json lists no Transformer followed by a Pooling")
+        raise UnsupportedModelError(
+            f"{repository.name}: modules.json lists no Transformer followed by a Pooling"
+        )
     return Modules(transformer_folder, pooling, tuple(steps))
 
 
@@ -126,10 +132,12 @@ def _is_causal(repository: Repository) -> bool:
     return str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal", True) is not False
 
 
-def _read_pooling(model: str, config: Mapping[str, Any]) -> Pooling:
+def _read_pooling(model: str, folder: str, config: Mapping[str, Any]) -> Pooling:
+    if not config:
+        raise UnsupportedModelError(f"{model}: {folder}/config.json is missing, so how to pool is not known")
     settings = dict(config)
-    token_dim = settings.pop("embedding_dimension", settings.pop("word_embedding_dimension", None))
-    settings.pop("word_embedding_dimension", None)
+    older = settings.pop("word_embedding_dimension", None)
+    token_dim = settings.pop("embedding_dimension", older)
     include_prompt = bool(settings.pop("include_prompt", True))
     legacy = tuple(mode for switch, mode in _LEGACY_POOLING.items() if settings.pop(switch, False))
     modes = settings.pop("pooling_mode", None) or legacy or ("mean",)
@@ -142,9 +150,13 @@ def _read_pooling(model: str, config: Mapping[str, Any]) -> Pooling:
 
 
 def _read_dense(model: str, folder: str, config: Mapping[str, Any]) -> Dense:
+    known = ("bias", "activation_function", "use_residual", *_INPUTS)
+    _check_settings(model, folder, config, needed=("in_features", "out_features"), known=known)
     _check_default_inputs(model, folder, config)
     if config.get("use_residual"):
-        raise UnsupportedModelError(f"{model}: {folder} asks for a residual projection (use_residual), which is not done")
+        raise UnsupportedModelError(
+            f"{model}: {folder} asks for a residual projection (use_residual), which is not done"
+        )
     path = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     activation = path.rpartition(".")[2]
     if not path.startswith("torch.nn.") or activation not in ACTIVATIONS:
@@ -152,13 +164,33 @@ def _read_dense(model: str, folder: str, config: Mapping[str, Any]) -> Dense:
             f"{model}: {folder} asks for the activation {path!r}; known: torch.nn's {', '.join(ACTIVATIONS)}"
         )
     return Dense(
-        folder, int(config["in_features"]), int(config["out_features"]), bool(config.get("bias", True)), activation
+        folder,
+        int(config["in_features"]),
+        int(config["out_features"]),
+        bool(config.get("bias", True)),
+        activation,
     )
+
+
+def _check_settings(
+    model: str,
+    folder: str,
+    config: Mapping[str, Any],
+    *,
+    needed: tuple[str, ...] = (),
+    known: tuple[str, ...] = (),
+) -> None:
+    missing = [f"{key} is missing" for key in needed if key not in config]
+    unknown = [f"{key} is not known" for key in config if key not in (*needed, *known)]
+    if missing or unknown:
+        raise UnsupportedModelError(
+            f"{model}: {folder}/config.json: {', '.join(missing + unknown)}; known: {', '.join((*needed, *known)) or 'none'}"
+        )
 
 
 def _check_default_inputs(model: str, folder: str, config: Mapping[str, Any]) -> None:
     """Modules may be told to work on other features than the pooled vector (multi-vector models do)."""
-    for key in ("module_input_name", "module_output_name"):
+    for key in _INPUTS:
         if config.get(key) not in (None, "sentence_embedding"):
             raise UnsupportedModelError(
                 f"{model}: {folder} works on {config[key]!r} ({key}); only 'sentence_embedding' is done"

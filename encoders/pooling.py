@@ -43,7 +43,9 @@ def _pool_mode(mode: str, states: Tensor, is_token: Tensor, counts: Tensor) -> T
             return _weighted_sum(states, counts.float()) / _at_least_one(counts.sum(dim=1))
         case "mean_sqrt_len_tokens":
             return _weighted_sum(states, counts.float()) / _at_least_one(counts.sum(dim=1)).sqrt()
-        case "weightedmean":  # weights 1..n over the text's tokens; leaving the prompt out keeps the others' weights
+        case (
+            "weightedmean"
+        ):  # weights 1..n over the text's tokens; leaving the prompt out keeps the others' weights
             weights = counts * is_token.cumsum(dim=1)
             return _weighted_sum(states, weights.float()) / _at_least_one(weights.sum(dim=1))
         case _:

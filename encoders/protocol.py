@@ -17,22 +17,7 @@ from encoders.modules import Dense, Modules, Normalize, Pooling, Step, read_modu
 from encoders.repository import Repository, open_repository
 from encoders.space import Space, digest
 from encoders.tasks import STANDARD_TASKS, Role, View, prompt_names
-
-# Older repositories name the transformer's file after the architecture.
-_TRANSFORMER_FILES = (
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
-)
-_TRANSFORMER_KEYS = frozenset(
-    {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name", "unpad_inputs"}
-)
-# Tokenizers without a limit say 1e30 or so.
-_NO_LIMIT = 10**9
+from encoders.transformer import read_transformer
 
 
 @dataclass(frozen=True)
@@ -49,7 +34,7 @@ class EncoderOptions:
     """
 
     prompt: Literal["auto", "none"] = "auto"
-    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    prompts: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
     truncate_dim: int | None = None
     normalize: bool | None = None
     max_seq_length: int | None = None
@@ -100,14 +85,18 @@ class Protocol:
         for name in prompt_names(view):
             if name in declared:
                 return declared[name]
-        if self.default_prompt_name is not None and view.task in STANDARD_TASKS:
-            return declared[self.default_prompt_name]
-        if not any(declared.values()) and view.task in STANDARD_TASKS:
-            return ""  # a model without any prompt: raw text is its protocol
-        if view == View("retrieval", Role.DOCUMENT) and any(
-            name in declared for name in prompt_names(View("retrieval", Role.QUERY))
-        ):
-            return ""  # only queries carry a prompt (BGE, Arctic): documents are bare, as in encode_document
+        if view.task in STANDARD_TASKS:
+            if not any(declared.values()):
+                return ""  # a model without any prompt: raw text is its protocol
+            other_side = view.task == "retrieval" and any(
+                name in declared for name in prompt_names(view.opposite)
+            )
+            if other_side and view.role == Role.DOCUMENT:
+                return (
+                    ""  # only queries carry a prompt (BGE, Arctic): documents are bare, as in encode_document
+                )
+            if self.default_prompt_name is not None and not other_side:
+                return declared[self.default_prompt_name]
         names = ", ".join(repr(name) for name in declared) or "none"
         raise TaskError(
             f"{self.repository.name} has no prompt for {view}; it declares {names}. Choose a task that it has, or give "
@@ -159,7 +148,9 @@ class Protocol:
             return None
 
 
-def resolve_protocol(model: str, revision: str | None = None, options: EncoderOptions | None = None) -> Protocol:
+def resolve_protocol(
+    model: str, revision: str | None = None, options: EncoderOptions | None = None
+) -> Protocol:
     """Read a model's protocol from its repository.
 
     Args:
@@ -174,8 +165,13 @@ def resolve_protocol(model: str, revision: str | None = None, options: EncoderOp
     options = options or EncoderOptions()
     repository = open_repository(model, revision=revision, remote_code=options.trust_remote_code)
     modules = read_modules(repository)
-    transformer = _read_transformer(repository, modules.transformer_folder)
-    settings = repository.json_object("config_sentence_transformers.json")
+    transformer = read_transformer(
+        repository,
+        modules.transformer_folder,
+        max_seq_length=options.max_seq_length,
+        trust_remote_code=options.trust_remote_code,
+    )
+    settings = _read_settings(repository)
     prompts = _read_prompts(repository, settings)
     default_name = settings.get("default_prompt_name")
     if default_name is not None and default_name not in prompts:
@@ -192,50 +188,37 @@ def resolve_protocol(model: str, revision: str | None = None, options: EncoderOp
         pooling=modules.pooling,
         steps=steps,
         normalize=normalized if options.normalize is None else options.normalize,
-        max_seq_length=_max_seq_length(repository, modules.transformer_folder, transformer, options),
-        do_lower_case=bool(transformer.get("do_lower_case", False)),
-        dim=_output_dim(repository, modules, options.truncate_dim or settings.get("truncate_dim")),
+        max_seq_length=transformer.max_seq_length,
+        do_lower_case=transformer.do_lower_case,
+        dim=_output_dim(
+            repository.name,
+            modules,
+            transformer.hidden_size,
+            settings.get("truncate_dim") if options.truncate_dim is None else options.truncate_dim,
+        ),
     )
 
 
-def _read_transformer(repository: Repository, folder: str) -> dict[str, Any]:
-    for file in _TRANSFORMER_FILES:
-        config = repository.json_object(_within(folder, file))
-        if not config:
-            continue
-        # Hugging Face libraries write these when they say nothing.
-        unknown = {key for key, value in config.items() if key not in _TRANSFORMER_KEYS and value not in (None, {}, [])}
-        if unknown:
-            raise UnsupportedModelError(
-                f"{repository.name}: {file} asks for {', '.join(sorted(unknown))}; known: "
-                + ", ".join(sorted(_TRANSFORMER_KEYS))
-            )
-        if config.get("transformer_task", "feature-extraction") != "feature-extraction":
-            raise UnsupportedModelError(
-                f"{repository.name}: {file} loads the model for {config['transformer_task']!r}; "
-                "only 'feature-extraction' gives embeddings"
-            )
-        _check_text_method(repository, file, config)
-        return config
-    return {}
-
-
-def _check_text_method(repository: Repository, file: str, config: Mapping[str, Any]) -> None:
-    """Newer files say which method and output texts go through; only the plain way is done."""
-    text = (config.get("modality_config") or {}).get("text")
-    plain = {"method": "forward", "method_output_name": "last_hidden_state"}
-    if (text is not None and text != plain) or config.get("module_output_name", "token_embeddings") != "token_embeddings":
+def _read_settings(repository: Repository) -> dict[str, Any]:
+    settings = repository.json_object("config_sentence_transformers.json")
+    kind = settings.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
         raise UnsupportedModelError(
-            f"{repository.name}: {file} takes texts through {text!r} to {config.get('module_output_name')!r}; "
-            f"only {plain!r} to 'token_embeddings' is done"
+            f"{repository.name} is a {kind} (config_sentence_transformers.json), which gives no single dense vector a "
+            "text; give a SentenceTransformer"
         )
+    return settings
 
 
 def _read_prompts(repository: Repository, settings: Mapping[str, Any]) -> dict[str, str]:
     prompts = settings.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
-        raise UnsupportedModelError(f"{repository.name}: config_sentence_transformers.json: prompts are not texts by name")
-    return prompts
+    if not isinstance(prompts, dict) or not all(
+        isinstance(prompt, str | None) for prompt in prompts.values()
+    ):
+        raise UnsupportedModelError(
+            f"{repository.name}: config_sentence_transformers.json: prompts are not texts by name"
+        )
+    return {name: prompt or "" for name, prompt in prompts.items()}
 
 
 def _split_last_normalize(modules: Modules) -> tuple[tuple[Step, ...], bool]:
@@ -245,48 +228,23 @@ def _split_last_normalize(modules: Modules) -> tuple[tuple[Step, ...], bool]:
     return modules.steps, False
 
 
-def _max_seq_length(
-    repository: Repository, folder: str, transformer: Mapping[str, Any], options: EncoderOptions
-) -> int:
-    tokenizer = repository.json_object(_within(folder, "tokenizer_config.json")).get("model_max_length")
-    positions = repository.json_object(_within(folder, "config.json")).get("max_position_embeddings")
-    limits = [int(limit) for limit in (tokenizer, positions) if limit is not None and 0 < limit < _NO_LIMIT]
-    stated = transformer.get("max_seq_length")
-    own = int(stated) if stated is not None else min(limits, default=None)
-    if options.max_seq_length is None and own is None:
-        raise UnsupportedModelError(
-            f"{repository.name} does not say how many tokens it takes (max_seq_length, model_max_length, "
-            "max_position_embeddings are all absent); give encoder.max_seq_length"
-        )
-    wanted = options.max_seq_length if options.max_seq_length is not None else own
-    if wanted is None or (positions is not None and wanted > positions > 0):
-        raise UnsupportedModelError(
-            f"{repository.name} has {positions} positions, so it cannot take {wanted} tokens; "
-            f"give encoder.max_seq_length up to {min(limits, default=positions)}"
-        )
-    return wanted
-
-
-def _output_dim(repository: Repository, modules: Modules, truncate_dim: int | None) -> int:
-    config = repository.json_object(_within(modules.transformer_folder, "config.json"))
-    token_dim = modules.pooling.token_dim or config.get("hidden_size") or config.get("d_model") or config.get("dim")
+def _output_dim(model: str, modules: Modules, hidden_size: int | None, truncate_dim: int | None) -> int:
+    token_dim = modules.pooling.token_dim or hidden_size
     if token_dim is None:
-        raise UnsupportedModelError(f"{repository.name}: neither the pooling nor config.json says the hidden size")
+        raise UnsupportedModelError(f"{model}: neither the pooling nor config.json says the hidden size")
     dim = int(token_dim) * len(modules.pooling.modes)
     for step in modules.steps:
+        if isinstance(step, Normalize):
+            continue
+        taken = step.in_features if isinstance(step, Dense) else step.dimension
+        if taken != dim:
+            raise UnsupportedModelError(
+                f"{model}: {step.folder} takes {taken} dimensions, but it is given {dim}"
+            )
         if isinstance(step, Dense):
-            if step.in_features != dim:
-                raise UnsupportedModelError(
-                    f"{repository.name}: {step.folder} takes {step.in_features} dimensions, but what precedes gives {dim}"
-                )
             dim = step.out_features
-    if truncate_dim is not None and truncate_dim > dim:
+    if truncate_dim is not None and not 1 <= truncate_dim <= dim:
         raise UnsupportedModelError(
-            f"{repository.name} has {dim} dimensions; truncate_dim={truncate_dim} must be from 1 to {dim}"
+            f"{model} has {dim} dimensions; truncate_dim={truncate_dim} must be from 1 to {dim}"
         )
     return truncate_dim or dim
-
-
-def _within(folder: str, file: str) -> str:
-    return f"{folder}/{file}" if folder else file
-

@@ -46,6 +46,11 @@ class View:
     task: str
     role: Role
 
+    @property
+    def opposite(self) -> View:
+        """The other side of the same task."""
+        return View(self.task, Role.QUERY if self.role == Role.DOCUMENT else Role.DOCUMENT)
+
     def __str__(self) -> str:
         return f"{self.task}/{self.role}"
 

@@ -72,6 +72,7 @@ class Tokenizer:
         self._backend.enable_truncation(protocol.max_seq_length, direction=tokenizer.truncation_side)
         if protocol.do_lower_case:
             _prepend_lowercase(self._backend)
+        self._backend.encode_special_tokens = tokenizer.split_special_tokens
         if any(any(encoding.type_ids) for encoding in self._backend.encode_batch(["a b", ""])):
             raise UnsupportedModelError(
                 f"{protocol.repository.name}: its tokenizer marks segments (token_type_ids), which are not passed on"
@@ -80,58 +81,60 @@ class Tokenizer:
     def prepare(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
         """Token ids of `prompt + text` for every text.
 
-        A text may come out with no token at all (an empty one, where the tokenizer adds none of its own).
+        A text may come out with no token at all: an empty one, where the tokenizer adds none of its own, or where
+        pooling leaves out the prompt and nothing else is there.
 
         Raises:
             TaskError: The prompt alone fills the model's length.
         """
-        lengths = np.zeros(len(texts), np.int64)
-        truncated = np.zeros(len(texts), np.bool_)
+        left_out = self._left_out(prompt)
         parts: list[npt.NDArray[np.int32]] = []
+        prompt_lengths = np.zeros(len(texts), np.int32)
+        truncated = np.zeros(len(texts), np.bool_)
         for start in range(0, len(texts), _CHUNK_TEXTS):
             chunk = [prompt + text for text in texts[start : start + _CHUNK_TEXTS]]
             for row, encoding in enumerate(self._backend.encode_batch_fast(chunk), start):
                 ids = np.asarray(encoding.ids, dtype=np.int32)
-                parts.append(ids)
-                lengths[row] = len(ids)
                 # `overflowing` makes a Python object per piece cut off, so it is asked of full-length texts only.
                 truncated[row] = len(ids) >= self.protocol.max_seq_length and bool(encoding.overflowing)
+                if len(left_out):
+                    prompt_lengths[row] = self._prompt_length(ids, left_out, prompt, texts[row])
+                    if prompt_lengths[row] == len(ids):
+                        ids, prompt_lengths[row] = ids[:0], 0
+                parts.append(ids)
+        lengths = np.array([len(ids) for ids in parts], np.int64)
         token_ids = np.concatenate(parts) if parts else np.empty(0, np.int32)
-        prompt_lengths = self._prompt_lengths(texts, prompt, token_ids, _offsets(lengths))
         return TokenizedTexts(token_ids, _offsets(lengths), prompt_lengths, truncated)
 
-    def _prompt_lengths(
-        self, texts: Sequence[str], prompt: str, token_ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int32]:
-        """Leading tokens that pooling leaves out, where the model's pooling does that.
+    def _left_out(self, prompt: str) -> npt.NDArray[np.int32]:
+        """The prompt's own tokens, where pooling leaves them out; none where it takes all tokens.
 
-        sentence-transformers tokenizes the prompt alone and counts, its own trailing special token not included.
-        The count holds wherever the text begins with the prompt's very tokens. Where the last of them has merged
-        with the text's beginning, the token that reaches into the text belongs to the text.
+        As in sentence-transformers: the prompt alone is tokenized, a trailing special token is not the prompt's.
         """
-        result = np.zeros(len(texts), np.int32)
-        if not prompt:
-            return result
-        alone = self._backend.encode(prompt).ids
-        if alone and alone[-1] in self._all_special_ids:
-            alone = alone[:-1]
-        if len(alone) + 1 >= self.protocol.max_seq_length:
+        alone = self._backend.encode(prompt).ids if prompt else []
+        if prompt and len(alone) >= self.protocol.max_seq_length:
             raise TaskError(
                 f"the prompt of {len(alone)} tokens leaves no room for a text in the {self.protocol.max_seq_length} "
                 f"tokens that {self.protocol.repository.name} takes; shorten it or raise encoder.max_seq_length"
             )
         if self.protocol.pooling.include_prompt:
-            return result
-        expected = np.asarray(alone, dtype=np.int32)
-        for row, text in enumerate(texts):
-            ids = token_ids[offsets[row] : offsets[row + 1]]
-            if np.array_equal(ids[: len(expected)], expected):
-                result[row] = len(expected)
-            else:
-                spans = self._backend.encode(prompt + text).offsets
-                inside = [end <= len(prompt) for _, end in spans]
-                result[row] = inside.index(False) if False in inside else len(ids)
-        return result
+            alone = []
+        elif alone and alone[-1] in self._all_special_ids:
+            alone = alone[:-1]
+        return np.asarray(alone, dtype=np.int32)
+
+    def _prompt_length(
+        self, ids: npt.NDArray[np.int32], left_out: npt.NDArray[np.int32], prompt: str, text: str
+    ) -> int:
+        """Leading tokens of a text that pooling leaves out.
+
+        They are the prompt's very tokens wherever the text begins with those. Where the last of them has merged
+        with the text's beginning, the token that reaches into the text belongs to the text.
+        """
+        if np.array_equal(ids[: len(left_out)], left_out):
+            return len(left_out)
+        inside = [end <= len(prompt) for _, end in self._backend.encode(prompt + text).offsets]
+        return inside.index(False) if False in inside else len(ids)
 
 
 def _load(protocol: Protocol) -> Any:
@@ -140,9 +143,19 @@ def _load(protocol: Protocol) -> Any:
     repository = protocol.repository.on_this_machine(remote_code=protocol.options.trust_remote_code)
     folder = repository.path / protocol.transformer_folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=protocol.options.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=protocol.options.trust_remote_code
+        )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelNotFoundError(f"{repository.name}: its tokenizer cannot be loaded from {folder}: {error}") from error
+        raise ModelNotFoundError(
+            f"{repository.name}: its tokenizer cannot be loaded from {folder}: {error}"
+        ) from error
+    files = sorted(set(tokenizer.vocab_files_names.values()))
+    if not any((folder / file).is_file() for file in files):
+        # transformers makes up a tokenizer without words for architectures that it knows.
+        raise ModelNotFoundError(
+            f"{repository.name}: {folder} holds none of {', '.join(files)}, so the model has no tokenizer"
+        )
     if not getattr(tokenizer, "is_fast", False):
         raise UnsupportedModelError(
             f"{repository.name}: {type(tokenizer).__name__} has no fast backend; a repository with a tokenizer.json has"
@@ -151,12 +164,14 @@ def _load(protocol: Protocol) -> Any:
 
 
 def _prepend_lowercase(backend: Any) -> None:
-    """What sentence-transformers does for `do_lower_case`: lower-case first, whatever the tokenizer does then."""
+    """What sentence-transformers does for `do_lower_case`: lower-case first, unless the tokenizer has such a step."""
     from tokenizers.normalizers import Lowercase
     from tokenizers.normalizers import Sequence as NormalizerSequence
 
     own = backend.normalizer
-    backend.normalizer = Lowercase() if own is None else NormalizerSequence([Lowercase(), own])
+    steps = list(own) if isinstance(own, NormalizerSequence) else [own] if own is not None else []
+    if not any(isinstance(step, Lowercase) for step in steps):
+        backend.normalizer = NormalizerSequence([Lowercase(), *steps])
 
 
 def _offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

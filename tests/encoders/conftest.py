@@ -1,0 +1,22 @@
+"""Settings that every test of the encoders shares."""
+
+from __future__ import annotations
+
+import os
+
+# Before any Hugging Face import: nothing here may reach for the Hub, and no bar per loaded file.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from transformers.utils import logging
+
+logging.disable_progress_bar()
+logging.set_verbosity_error()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Two layers of width 32 are faster on one thread, and the machine is shared."""
+    torch.set_num_threads(1)

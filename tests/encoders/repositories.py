@@ -1,0 +1,315 @@
+"""Small model repositories on disk, in the real file layout: two layers of width 32, random weights, trained tokenizers.
+
+Every file is written by the library that owns its format (transformers, tokenizers, safetensors) or spelled as
+sentence-transformers spells it, so both sentence-transformers and our code can load the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+    XLMRobertaConfig,
+)
+
+WIDTH = 32
+MAX_TOKENS = 64
+
+# What the tokenizers are trained on: the words of the prompts and enough others to give merges and pieces.
+TRAINING_TEXT = (
+    "query: what is the capital of France? passage: Paris is the capital and largest city of France.",
+    "Represent the question for retrieving supporting documents: how do batteries store energy?",
+    "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: solar panels",
+    "A token may straddle the end of a prompt; its characters decide on which side it stands.",
+    "def mean(values): return sum(values) / len(values)  # arithmetic mean, not the median",
+    "Ein Satz mit Umlauten: über, schön, Größe. Une phrase en français où l'été s'achève.",
+    "numbers 0 1 2 3 4 5 6 7 8 9 10 100 2024 and punctuation, quotes, dashes - all of it!",
+)
+TEXTS = (
+    "what is the capital of France?",
+    "Paris",
+    "How do batteries store energy, and why do they lose it over the years?",
+    "über Größe 2024 - naïve café",
+    "a token that was never seen: 日本語 🙂",
+    "retrieve relevant passages that answer the query about solar panels and the capital of France " * 2,
+)
+
+# Architecture -> the tokenizer that its kind comes with.
+TOKENIZERS = {
+    "bert": "wordpiece",
+    "distilbert": "wordpiece",
+    "mpnet": "wordpiece",
+    "modernbert": "bytes",
+    "qwen3": "bytes",
+    "qwen3-causal": "bytes",
+    "xlm-roberta": "unigram",
+    "t5": "unigram-t5",
+}
+ARCHITECTURES = tuple(name for name in TOKENIZERS if name != "qwen3-causal")
+
+MEAN = {"word_embedding_dimension": WIDTH, "pooling_mode_mean_tokens": True}
+
+
+def write_repository(
+    folder: Path,
+    architecture: str = "bert",
+    *,
+    modules: Sequence[tuple[str, Mapping[str, Any]]] | None = (("Pooling", MEAN), ("Normalize", {})),
+    settings: Mapping[str, Any] | None = None,
+    transformer: Mapping[str, Any] | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write a whole repository.
+
+    Args:
+        folder: Where to.
+        architecture: A key of `TOKENIZERS`.
+        modules: (class, config.json) of what follows the transformer; None writes no modules.json.
+        settings: config_sentence_transformers.json.
+        transformer: sentence_bert_config.json; the default gives a length of 48 tokens.
+        tokenizer: What differs from the architecture's tokenizer: padding_side, truncation_side, eos, ...
+        seed: Of the weights.
+
+    Returns:
+        The folder.
+    """
+    own = write_tokenizer(folder, TOKENIZERS[architecture], **(tokenizer or {}))
+    write_backbone(folder, architecture, own, seed)
+    if modules is not None:
+        write_modules(folder, modules, seed)
+        write_json(
+            folder / "sentence_bert_config.json",
+            transformer or {"max_seq_length": 48, "do_lower_case": False},
+        )
+        write_json(folder / "config_sentence_transformers.json", settings or {"prompts": {}})
+    return folder
+
+
+def write_modules(folder: Path, modules: Sequence[tuple[str, Mapping[str, Any]]], seed: int = 0) -> None:
+    """modules.json, and a numbered folder for each module with its configuration and random weights."""
+    entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    for place, (kind, config) in enumerate(modules, start=1):
+        path = f"{place}_{kind}"
+        entries.append(
+            {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        )
+        (folder / path).mkdir(parents=True, exist_ok=True)
+        if config:
+            write_json(folder / path / "config.json", config)
+        if weights := _module_weights(kind, config, torch.Generator().manual_seed(seed + place)):
+            save_file(weights, folder / path / "model.safetensors")
+    write_json(folder / "modules.json", entries)
+
+
+def dense(
+    in_features: int, out_features: int, activation: str = "activation.Tanh", *, bias: bool = True
+) -> Any:
+    """A Dense module as sentence-transformers configures it."""
+    config = {"in_features": in_features, "out_features": out_features, "bias": bias}
+    return ("Dense", config | {"activation_function": f"torch.nn.modules.{activation}"})
+
+
+def _module_weights(
+    kind: str, config: Mapping[str, Any], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    if kind == "Dense":
+        weights = {
+            "linear.weight": torch.randn(config["out_features"], config["in_features"], generator=generator)
+            / 4
+        }
+        if config.get("bias", True):
+            weights["linear.bias"] = torch.randn(config["out_features"], generator=generator)
+        return weights
+    if kind == "LayerNorm":
+        width = config["dimension"]
+        return {
+            "norm.weight": torch.rand(width, generator=generator),
+            "norm.bias": torch.rand(width, generator=generator),
+        }
+    return {}
+
+
+def write_backbone(
+    folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0
+) -> None:
+    """A backbone whose weights are large enough that every token and every attention weight shows in the result."""
+    config = _config(architecture, tokenizer)
+    backbones: dict[str, Any] = {"qwen3-causal": Qwen3ForCausalLM, "t5": T5EncoderModel}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone: PreTrainedModel = backbones.get(architecture, AutoModel.from_config)(config)
+        for name, parameter in backbone.named_parameters():
+            if "norm" not in name.lower():
+                torch.nn.init.normal_(parameter, std=0.2)
+    backbone.save_pretrained(folder)
+
+
+def _config(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": MAX_TOKENS,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    match architecture:
+        case "bert":
+            return BertConfig(**sizes)
+        case "distilbert":
+            return DistilBertConfig(
+                vocab_size=len(tokenizer),
+                dim=WIDTH,
+                n_layers=2,
+                n_heads=4,
+                hidden_dim=64,
+                max_position_embeddings=MAX_TOKENS,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        case "mpnet":
+            return MPNetConfig(**sizes | {"max_position_embeddings": MAX_TOKENS + 2, "pad_token_id": 1})
+        case "xlm-roberta":
+            return XLMRobertaConfig(
+                **sizes | {"max_position_embeddings": MAX_TOKENS + 2, "type_vocab_size": 1}
+            )
+        case "modernbert":
+            special = dict.fromkeys(("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id"), None)
+            return ModernBertConfig(**sizes, **special, local_attention=8, global_attn_every_n_layers=2)
+        case "qwen3" | "qwen3-causal":
+            return Qwen3Config(**sizes, num_key_value_heads=2, head_dim=8)
+        case "t5":
+            return T5Config(
+                vocab_size=len(tokenizer),
+                d_model=WIDTH,
+                d_kv=8,
+                d_ff=64,
+                num_layers=2,
+                num_heads=4,
+                pad_token_id=0,
+            )
+        case _:
+            raise AssertionError(architecture)
+
+
+def write_tokenizer(
+    folder: Path,
+    kind: str,
+    *,
+    eos: bool = True,
+    lowercase: bool = True,
+    segment: int = 0,
+    model_max_length: int | None = MAX_TOKENS,
+    **settings: Any,
+) -> PreTrainedTokenizerFast:
+    """A trained tokenizer in its files.
+
+    Args:
+        folder: Where to.
+        kind: wordpiece, bytes, unigram or unigram-t5.
+        eos: Whether byte-level BPE appends <|endoftext|>, as Qwen3-Embedding's does.
+        lowercase: Whether WordPiece lower-cases.
+        segment: The token_type_id of every token.
+        model_max_length: None leaves it out, as some repositories do.
+        settings: More of tokenizer_config.json, e.g. padding_side.
+    """
+    backend = Tokenizer.from_str(_trained(kind, lowercase))
+    ids = backend.get_vocab()
+    match kind:
+        case "wordpiece":
+            pattern, special = f"[CLS]:{segment} $A:{segment} [SEP]:{segment}", ("[CLS]", "[SEP]")
+            names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        case "bytes":
+            pattern, special = ("$A <|endoftext|>", ("<|endoftext|>",)) if eos else ("$A", ())
+            names = {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+        case "unigram":
+            pattern, special = "<s> $A </s>", ("<s>", "</s>")
+            names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+        case _:
+            pattern, special = "$A </s>", ("</s>",)
+            names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    template = processors.TemplateProcessing(
+        single=pattern, pair=None, special_tokens=[(token, ids[token]) for token in special]
+    )
+    backend.post_processor = (
+        processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+        if kind == "bytes"
+        else template
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=model_max_length,
+        model_input_names=["input_ids", "attention_mask"],
+        **names,
+        **settings,
+    )
+    tokenizer.save_pretrained(folder)
+    if model_max_length is None:
+        edit_json(folder / "tokenizer_config.json", model_max_length=None)
+    return tokenizer
+
+
+@cache
+def _trained(kind: str, lowercase: bool) -> str:
+    if kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer: Any = trainers.WordPieceTrainer(
+            vocab_size=300, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False
+        )
+    elif kind == "bytes":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+    else:
+        special = ["<s>", "<pad>", "</s>", "<unk>"] if kind == "unigram" else ["<pad>", "</s>", "<unk>"]
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer = normalizers.NFKC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        )
+        trainer = trainers.UnigramTrainer(
+            vocab_size=250, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
+    tokenizer.train_from_iterator(TRAINING_TEXT, trainer)
+    return str(tokenizer.to_str())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A JSON file, as the Hub's libraries write it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change some keys of a JSON object; None removes a key."""
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    write_json(path, {key: value for key, value in content.items() if value is not None})

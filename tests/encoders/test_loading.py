@@ -1,0 +1,136 @@
+"""Every silent fallback of loading is an error here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BartConfig, BartModel, BertForMaskedLM, T5ForConditionalGeneration
+
+from encoders.errors import EncoderError, ModelNotFoundError, UnsupportedModelError
+from encoders.loading import load_backbone
+from encoders.protocol import EncoderOptions, resolve_protocol
+from tests.encoders.reference import assert_same, ours, theirs
+from tests.encoders.repositories import (
+    MAX_TOKENS,
+    MEAN,
+    TEXTS,
+    edit_json,
+    write_repository,
+)
+
+
+def load(folder: Path, options: EncoderOptions | None = None) -> object:
+    return load_backbone(resolve_protocol(str(folder), options=options), torch.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_repository(tmp_path / "model")
+
+
+def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
+    weights = load_file(folder / "model.safetensors") | changes
+    kept = {name: tensor for name, tensor in weights.items() if tensor is not None}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_missing_tensor_is_an_error_and_never_a_random_one(folder: Path) -> None:
+    edit_weights(folder, **{"encoder.layer.1.output.dense.weight": None})
+    with pytest.raises(
+        UnsupportedModelError, match=r"do not fill BertModel.*encoder\.layer\.1\.output\.dense\.weight"
+    ):
+        load(folder)
+
+
+def test_a_tensor_of_another_shape_is_an_error(folder: Path) -> None:
+    edit_weights(folder, **{"encoder.layer.1.output.dense.weight": torch.zeros(3, 3)})
+    with pytest.raises(UnsupportedModelError, match="model"):
+        load(folder)
+
+
+def test_a_pooler_that_is_missing_changes_no_vector_and_is_no_error(folder: Path) -> None:
+    expected = ours(folder, TEXTS)
+    edit_weights(folder, **{"pooler.dense.weight": None, "pooler.dense.bias": None})
+    assert_same(ours(folder, TEXTS), expected)
+
+
+def test_the_weights_of_a_head_are_left_aside(folder: Path) -> None:
+    torch.manual_seed(1)
+    model = BertForMaskedLM.from_pretrained(folder)
+    model.save_pretrained(folder)
+    assert "bert.embeddings.word_embeddings.weight" in load_file(folder / "model.safetensors")
+    assert_same(ours(folder, TEXTS), theirs(folder, TEXTS))
+
+
+def test_weights_in_a_pickle_are_never_loaded(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFoundError, match="no safetensors weights"):
+        load(folder)
+
+
+def test_a_file_that_was_cut_off_is_an_error(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UnsupportedModelError, match="cannot be loaded"):
+        load(folder)
+
+
+def test_an_unknown_architecture_is_an_error(folder: Path) -> None:
+    edit_json(folder / "config.json", model_type="bert-of-tomorrow")
+    with pytest.raises(UnsupportedModelError, match="bert-of-tomorrow"):
+        load(folder)
+
+
+def test_a_hidden_size_that_contradicts_the_pooling_is_an_error(tmp_path: Path) -> None:
+    folder = write_repository(
+        tmp_path / "model", modules=[("Pooling", MEAN | {"word_embedding_dimension": 24})]
+    )
+    with pytest.raises(UnsupportedModelError, match="24 dimensions, the backbone has 32"):
+        load(folder)
+
+
+@pytest.mark.parametrize("architecture", ["xlm-roberta", "mpnet"])
+def test_a_length_beyond_the_table_of_positions_is_an_error(architecture: str, tmp_path: Path) -> None:
+    """These architectures count positions from behind the padding token's id, so two rows of the table are lost."""
+    folder = write_repository(tmp_path / "model", architecture, transformer={"max_seq_length": MAX_TOKENS})
+    assert_same(ours(folder, ["Paris " * 100]), theirs(folder, ["Paris " * 100]))
+    with pytest.raises(UnsupportedModelError, match=rf"takes {MAX_TOKENS} tokens.*up to {MAX_TOKENS}"):
+        load(folder, EncoderOptions(max_seq_length=MAX_TOKENS + 1))
+
+
+def test_of_a_whole_encoder_decoder_the_encoder_is_loaded(tmp_path: Path) -> None:
+    folder = write_repository(tmp_path / "model", "t5")
+    encoder = copytree(folder, tmp_path / "encoder")
+    T5ForConditionalGeneration.from_pretrained(folder).save_pretrained(folder)
+    assert any(name.startswith("decoder.") for name in load_file(folder / "model.safetensors"))
+    assert_same(ours(folder, TEXTS), ours(encoder, TEXTS))
+    assert_same(ours(folder, TEXTS), theirs(folder, TEXTS))
+
+
+def test_an_encoder_decoder_without_an_encoder_class_is_an_error(folder: Path) -> None:
+    config = BartConfig(
+        vocab_size=300,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=MAX_TOKENS,
+    )
+    BartModel(config).save_pretrained(folder)
+    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
+        load(folder)
+
+
+def test_a_folder_that_changed_since_it_was_opened_is_an_error(folder: Path) -> None:
+    protocol = resolve_protocol(str(folder))
+    edit_weights(folder, **{"pooler.dense.bias": torch.zeros(32)})
+    with pytest.raises(EncoderError, match="differs on this machine"):
+        load_backbone(protocol, torch.float32)
