@@ -45,7 +45,9 @@ def main() -> None:
         shards = write_shards(table, Path(folder, "corpus"), args.shards)
         rounds = []
         for number in range(args.rounds):
-            theirs = run_json(sys.executable, __file__, str(whole), "--model", args.model, "--encode-only", str(whole))
+            theirs = run_json(
+                sys.executable, __file__, str(whole), "--model", args.model, "--encode-only", str(whole)
+            )
             ours = run_job(shards, Path(folder, f"output-{number}"), args.model, cores)
             rounds.append((ours["tokens"] / theirs, ours["tokens_per_second"]))
             print(
@@ -74,7 +76,17 @@ def write_shards(table: pa.Table, folder: Path, num_shards: int) -> Path:
 def run_job(corpus: Path, output: Path, model: str, cores: int) -> dict[str, float]:
     """The summary of one run of the job."""
     summary: dict[str, float] = run_json(
-        *(sys.executable, "-m", "jobs.embed", "--input", str(corpus), "--output", str(output), "--model", model),
+        *(
+            sys.executable,
+            "-m",
+            "jobs.embed",
+            "--input",
+            str(corpus),
+            "--output",
+            str(output),
+            "--model",
+            model,
+        ),
         *("--task", "retrieval", "--role", "document", "--dtype", "float32"),
         *("--ray-address", "local", "--num-cpus", str(cores)),
     )

@@ -41,7 +41,11 @@ def test_every_job_command_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_every_file_of_the_tree_is_there_and_every_module_is_in_it() -> None:
     tree = README.partition("## What is where")[2]
     for package in ("encoders", "jobs"):
-        modules = {path.name for path in (ROOT / package).glob("*.py") if path.name not in ("__init__.py", "errors.py")}
+        modules = {
+            path.name
+            for path in (ROOT / package).glob("*.py")
+            if path.name not in ("__init__.py", "errors.py")
+        }
         assert modules == {name for name in re.findall(r"\w+\.py", tree) if (ROOT / package / name).is_file()}
     for name in re.findall(r"^(\S+)  ", tree, re.MULTILINE):
         assert (ROOT / name).exists(), name
