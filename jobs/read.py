@@ -22,6 +22,9 @@ class Reader:
         self._run = run
         self._store = open_store(run.corpus)
         self._tokenizer = Tokenizer(run.protocol)
+        prompts = ["", *(spec.prompt for spec in run.views)]
+        # Under which an empty text has no token; none where the tokenizer adds special tokens, as most do.
+        self._emptying_prompts = [one for one in prompts if not self._tokenizer.prepare([""], one).lengths[0]]
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Read and tokenize one fragment."""
@@ -53,12 +56,17 @@ class Reader:
             return unreadable_rows(work.fragment, self._run.reading)
 
     def _tokenize(self, rows: Rows, work: Work) -> tuple[Rows, list[TokenizedTexts]]:
-        """Token ids for each distinct prompt; texts that come out empty under one of them are rejects."""
+        """Token ids for each distinct prompt; texts that come out empty are rejects.
+
+        That a text is empty bare or under one of the run's prompts counts for all views, also for those made earlier
+        or later: which views happen to be missing must not decide which rows one of them holds.
+        """
         prompts = self._run.prompts(work)
-        tokenized = [self._tokenizer.prepare(rows.texts, prompt) for prompt in prompts]
+        asked = dict.fromkeys([*prompts, *self._emptying_prompts])
+        tokenized = [self._tokenizer.prepare(rows.texts, prompt) for prompt in asked]
         empty = np.logical_or.reduce([texts.lengths == 0 for texts in tokenized])
         if not empty.any():
-            return rows, tokenized
+            return rows, tokenized[: len(prompts)]
         shard = work.fragment.shard.path
         kept = rows.without(np.flatnonzero(empty).tolist(), NO_TOKENS, self._run.reading, shard)
-        return kept, [texts.take(np.flatnonzero(~empty)) for texts in tokenized]
+        return kept, [texts.take(np.flatnonzero(~empty)) for texts in tokenized[: len(prompts)]]

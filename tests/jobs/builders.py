@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.space import Space
 from encoders.tasks import Role, View
+from encoders.tokenizer import TokenizedTexts
 from jobs.corpus import Corpus, list_corpus
 from jobs.footers import Columns, read_footers
 from jobs.fragments import Fragment
@@ -76,3 +79,13 @@ def only_fragment(
 def stock_of(folder: Path) -> Holdings:
     """What an output holds."""
     return take_stock(open_store(Location(str(folder))))
+
+
+def texts_of(token_ids: Sequence[Sequence[int]]) -> TokenizedTexts:
+    """Ragged token ids; every text a prompt token longer than the one before, every second one truncated."""
+    return TokenizedTexts(
+        token_ids=np.array([token for text in token_ids for token in text], np.int32),
+        offsets=np.cumsum([0, *map(len, token_ids)], dtype=np.int64),
+        prompt_lengths=np.arange(len(token_ids), dtype=np.int32),
+        truncated=np.arange(len(token_ids)) % 2 == 1,
+    )

@@ -1,0 +1,383 @@
+"""The plan is what the output should hold, less what it holds; unchanged shards are not opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from jobs.commit import build_manifest, publish, sweep
+from jobs.errors import AccountingError, CorpusError, OutputError
+from jobs.footers import Columns
+from jobs.holdings import Holdings, refuse_other_dataset
+from jobs.plan import Plan, unknown_shards
+from jobs.records import (
+    MANIFEST,
+    RECEIPTS,
+    FileRecord,
+    Manifest,
+    PartRecord,
+    Receipt,
+    ViewRecord,
+    read_manifest,
+)
+from jobs.rows import Reading
+from jobs.run_spec import ViewSpec, Work
+from jobs.storage import Location, Store, open_store
+from tests.jobs.builders import (
+    COLUMNS,
+    DOCUMENT,
+    QUERY,
+    corpus_of,
+    layout_of,
+    plan_of,
+    stock_of,
+    write_shard,
+)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    for name in ("a", "b"):
+        write_shard(folder, f"{name}.parquet", {"id": range(20), "text": ["t"] * 20}, row_group_size=10)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def store_of(out: Path) -> Store:
+    return open_store(Location(str(out)))
+
+
+def view_record(spec: ViewSpec, **changes: Any) -> ViewRecord:
+    record = ViewRecord(
+        task=spec.view.task,
+        role=spec.view.role,
+        space_id=spec.space.id,
+        space_name=spec.space.name,
+        model="m",
+        revision="1",
+        adapter=None,
+        prompt=spec.prompt,
+        dim=4,
+        precision="float32",
+        normalized=True,
+    )
+    return record.model_copy(update=changes)
+
+
+def finish(out: Path, work: Work, rejected: int = 0) -> Receipt:
+    """Stand in for the stages: files of the right names with something in them, and the receipt."""
+    store = store_of(out)
+    parts = {}
+    for view, path in work.parts.items():
+        store.create(path, b"vectors")
+        parts[view] = PartRecord(
+            path=path,
+            num_bytes=7,
+            sha256="",
+            num_rows=work.fragment.num_rows - rejected,
+            num_tokens=1,
+            num_truncated=0,
+        )
+    receipt = Receipt(
+        fragment=work.fragment.id,
+        shard=work.fragment.shard.path,
+        num_rows=work.fragment.num_rows,
+        rejected={"null_text": rejected} if rejected else {},
+        rejects=None,
+        parts=parts,
+    )
+    store.create(f"{RECEIPTS}/{work.id}.json", receipt.model_dump_json().encode())
+    return receipt
+
+
+def commit(
+    out: Path, plan: Plan, receipts: list[Receipt], corpus: Path, columns: Columns = COLUMNS
+) -> Manifest:
+    manifest = build_manifest(
+        plan,
+        receipts,
+        corpus=str(corpus),
+        reading=Reading(columns, " ", layout_of(corpus, columns).carried).record(),
+        fragment_rows=10,
+        views={str(spec.view): view_record(spec) for spec in (QUERY, DOCUMENT)},
+    )
+    publish(store_of(out), manifest, {})
+    sweep(store_of(out), manifest)
+    return manifest
+
+
+def embed(corpus: Path, out: Path) -> Plan:
+    """A whole run, without a model."""
+    plan = plan_of(corpus, holdings=stock_of(out))
+    commit(out, plan, [*plan.existing, *(finish(out, work) for work in plan.work)], corpus)
+    return plan
+
+
+def missing(plan: Plan) -> list[tuple[str, int, list[str]]]:
+    return [(work.fragment.shard.path, work.fragment.first_row, list(work.parts)) for work in plan.work]
+
+
+BOTH = ["retrieval/query", "retrieval/document"]
+
+
+def test_an_empty_output_lacks_every_view_of_every_fragment(corpus: Path) -> None:
+    plan = plan_of(corpus)
+    assert missing(plan) == [
+        ("a.parquet", 0, BOTH),
+        ("a.parquet", 10, BOTH),
+        ("b.parquet", 0, BOTH),
+        ("b.parquet", 10, BOTH),
+    ]
+    assert (plan.num_parts, plan.num_rows, plan.existing) == (8, 40, ())
+    assert len({path for work in plan.work for path in work.parts.values()}) == 8
+
+
+def test_the_plan_is_the_same_every_time(corpus: Path) -> None:
+    assert plan_of(corpus) == plan_of(corpus)
+
+
+def test_after_the_commit_nothing_is_missing_and_no_receipt_is_left(corpus: Path, out: Path) -> None:
+    embed(corpus, out)
+    again = plan_of(corpus, holdings=stock_of(out))
+    assert again.work == ()
+    assert len(again.existing) == 4
+    assert list(store_of(out).list(RECEIPTS)) == []
+
+
+def test_what_an_interrupted_run_finished_is_not_done_again(corpus: Path, out: Path) -> None:
+    first = plan_of(corpus)
+    finish(out, first.work[2])
+    plan = plan_of(corpus, holdings=stock_of(out))
+    assert missing(plan) == missing(first)[:2] + missing(first)[3:]
+    assert [receipt.fragment for receipt in plan.existing] == [first.work[2].fragment.id]
+
+
+def test_a_part_without_a_receipt_is_not_there(corpus: Path, out: Path) -> None:
+    store_of(out).create(plan_of(corpus).work[0].parts[BOTH[0]], b"half a fragment")
+    assert len(plan_of(corpus, holdings=stock_of(out)).work) == 4
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"short")])
+def test_a_part_that_is_gone_or_of_another_size_is_made_again(corpus: Path, out: Path, damage: Any) -> None:
+    first = embed(corpus, out)
+    damage(out / first.work[1].parts[BOTH[1]])
+    assert missing(plan_of(corpus, holdings=stock_of(out))) == [("a.parquet", 10, BOTH)]
+
+
+def test_another_view_asks_for_its_own_parts_only(corpus: Path, out: Path) -> None:
+    plan = plan_of(corpus, (DOCUMENT,))
+    receipts = [finish(out, work) for work in plan.work]
+    more = plan_of(corpus, holdings=stock_of(out))
+    assert missing(more) == [(shard, row, BOTH[:1]) for shard, row, _ in missing(plan)]
+    assert sorted(receipt.fragment for receipt in more.existing) == sorted(item.fragment for item in receipts)
+
+
+def test_a_receipt_of_more_views_vouches_for_the_wanted_ones(corpus: Path, out: Path) -> None:
+    for work in plan_of(corpus).work:
+        finish(out, work)
+    fewer = plan_of(corpus, (QUERY,), stock_of(out))
+    assert fewer.work == ()
+    assert {view for receipt in fewer.existing for view in receipt.parts} == {"retrieval/query"}
+
+
+def test_a_changed_shard_is_done_again_and_its_old_parts_go(corpus: Path, out: Path) -> None:
+    embed(corpus, out)
+    before = set(out.rglob("part-*"))
+    write_shard(corpus, "b.parquet", {"id": range(8), "text": ["u"] * 8})
+    plan = embed(corpus, out)
+    assert missing(plan) == [("b.parquet", 0, BOTH)]
+    after = set(out.rglob("part-*"))
+    assert (len(before & after), len(after)) == (4, 6)
+
+
+def test_the_parts_of_a_shard_that_is_gone_go(corpus: Path, out: Path) -> None:
+    embed(corpus, out)
+    (corpus / "a.parquet").unlink()
+    assert embed(corpus, out).work == ()
+    assert len(list(out.rglob("part-*"))) == 4
+
+
+def test_shards_that_a_dataset_knows_are_not_opened(corpus: Path, out: Path) -> None:
+    embed(corpus, out)
+    manifest = stock_of(out).manifest
+    assert unknown_shards(corpus_of(corpus), manifest, COLUMNS, 10) == []
+    assert len(unknown_shards(corpus_of(corpus), manifest, COLUMNS, 20)) == 2
+    assert len(unknown_shards(corpus_of(corpus), manifest, Columns("id", ("text",), ("text",)), 10)) == 2
+    write_shard(corpus, "b.parquet", {"id": [1], "text": ["t"]})
+    assert [shard.path for shard in unknown_shards(corpus_of(corpus), manifest, COLUMNS, 10)] == ["b.parquet"]
+
+
+def test_a_new_shard_of_another_type_than_the_known_ones_is_refused(corpus: Path, out: Path) -> None:
+    embed(corpus, out)
+    write_shard(corpus, "c.parquet", {"id": ["1"], "text": ["t"]})
+    with pytest.raises(CorpusError, match="type drift in column 'id'"):
+        plan_of(corpus, holdings=stock_of(out))
+
+
+def test_a_kept_column_that_is_null_in_one_shard_takes_its_type_from_another(tmp_path: Path) -> None:
+    write_shard(tmp_path, "a.parquet", {"id": [1], "text": ["t"], "year": pa.nulls(1)})
+    write_shard(tmp_path, "b.parquet", {"id": [1], "text": ["t"], "year": pa.array([2024], pa.int16())})
+    carried = layout_of(tmp_path, Columns("id", ("text",), ("year",))).carried
+    assert carried == pa.schema([("id", pa.int64()), ("year", pa.int16())])
+
+
+def test_shards_without_rows_have_no_fragments_but_are_shards(tmp_path: Path) -> None:
+    write_shard(tmp_path, "a.parquet", {"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())})
+    write_shard(tmp_path, "b.parquet", {"id": [1], "text": ["t"]})
+    plan = plan_of(tmp_path)
+    assert [(shard.path, len(shard.cuts)) for shard in plan.shards] == [("a.parquet", 0), ("b.parquet", 1)]
+
+
+def test_bad_shards_stand_apart_with_their_reason(tmp_path: Path) -> None:
+    write_shard(tmp_path, "a.parquet", {"id": [1], "text": ["t"]})
+    (tmp_path / "b.parquet").write_bytes(b"")
+    plan = plan_of(tmp_path)
+    assert [shard.path for shard in plan.shards] == ["a.parquet"]
+    assert [(shard.path, "empty" in shard.reason) for shard in plan.bad_shards] == [("b.parquet", True)]
+
+
+def test_nothing_is_published_unless_receipts_cover_the_plan(corpus: Path, out: Path) -> None:
+    plan = plan_of(corpus)
+    receipts = [finish(out, work) for work in plan.work]
+    with pytest.raises(AccountingError, match="6 of 8 parts are vouched for"):
+        commit(out, plan, receipts[1:], corpus)
+    assert not (out / MANIFEST).exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_rows": 11}, {"num_rows": 9}, {"rejected": {"null_text": 1}}, {"fragment": "another"}],
+    ids=str,
+)
+def test_nothing_is_published_unless_rows_balance(corpus: Path, out: Path, change: dict[str, Any]) -> None:
+    plan = plan_of(corpus)
+    first, *others = [finish(out, work) for work in plan.work]
+    with pytest.raises(AccountingError, match=r"shard a\.parquet: .* nothing is published"):
+        commit(out, plan, [first.model_copy(update=change), *others], corpus)
+    assert not (out / MANIFEST).exists()
+
+
+def test_nothing_is_published_if_a_file_has_gone_in_the_meantime(corpus: Path, out: Path) -> None:
+    plan = plan_of(corpus)
+    receipts = [finish(out, work) for work in plan.work]
+    (out / plan.work[0].parts[BOTH[0]]).unlink()
+    with pytest.raises(AccountingError, match="should have 7 bytes, not None"):
+        commit(out, plan, receipts, corpus)
+    assert not (out / MANIFEST).exists()
+
+
+def test_the_manifest_does_not_depend_on_the_order_in_which_fragments_finished(
+    corpus: Path, out: Path
+) -> None:
+    plan = plan_of(corpus)
+    receipts = [finish(out, work) for work in plan.work]
+    digests = {commit(out, plan, order, corpus).digest for order in (receipts, receipts[::-1])}
+    assert len(digests) == 1
+
+
+def test_a_row_that_two_views_lack_counts_as_one_reject(corpus: Path, out: Path) -> None:
+    documents = [finish(out, work, rejected=1) for work in plan_of(corpus, (DOCUMENT,)).work]
+    plan = plan_of(corpus, holdings=stock_of(out))
+    queries = [finish(out, work, rejected=1) for work in plan.work]
+    manifest = commit(out, plan, [*documents, *queries], corpus)
+    assert manifest.rejected() == {"null_text": 4}
+
+
+def test_a_sweep_leaves_files_that_are_no_parts(corpus: Path, out: Path) -> None:
+    kept = ["README.md", "sub/notes.txt", "_other/x.parquet"]
+    for path in kept:
+        store_of(out).create(path, b"mine")
+    embed(corpus, out)
+    assert all((out / path).read_bytes() == b"mine" for path in kept)
+
+
+def test_the_manifest_reads_back_as_it_was_written(corpus: Path, out: Path) -> None:
+    embed(corpus, out)
+    manifest = read_manifest(store_of(out))
+    assert manifest is not None
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    assert sum(len(receipt.parts) for receipt in manifest.receipts) == 8
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"layout": 99, "corpus": 3}', b"\xff"])
+def test_a_manifest_that_is_none_of_ours_is_refused_and_not_replaced(out: Path, content: bytes) -> None:
+    store_of(out).create(MANIFEST, content)
+    with pytest.raises(OutputError, match=r"_manifest\.json is no manifest .* another output"):
+        stock_of(out)
+
+
+def test_a_receipt_that_is_none_of_ours_is_refused(out: Path) -> None:
+    store_of(out).create(f"{RECEIPTS}/x.json", b"{}")
+    with pytest.raises(OutputError, match=r"_receipts/x\.json is no receipt"):
+        stock_of(out)
+
+
+def held(corpus: Path, out: Path) -> Manifest:
+    embed(corpus, out)
+    manifest = stock_of(out).manifest
+    assert manifest is not None
+    return manifest
+
+
+def wanted(**changes: Any) -> dict[str, ViewRecord]:
+    return {str(spec.view): view_record(spec, **changes) for spec in (QUERY, DOCUMENT)}
+
+
+def test_the_same_dataset_and_one_of_more_views_are_not_refused(corpus: Path, out: Path) -> None:
+    manifest = held(corpus, out)
+    refuse_other_dataset(manifest, str(corpus), wanted())
+    refuse_other_dataset(manifest, str(corpus), wanted() | {"clustering/document": view_record(QUERY)})
+
+
+def test_another_space_is_refused_with_both_named(corpus: Path, out: Path) -> None:
+    manifest = held(corpus, out)
+    with pytest.raises(OutputError) as caught:
+        refuse_other_dataset(manifest, str(corpus), wanted(space_id="6" * 32, space_name="other@2"))
+    for told in (QUERY.space.name, "5" * 12, "other@2", "6" * 12, "overwrite", "another output"):
+        assert told in str(caught.value)
+
+
+def test_fewer_views_are_refused(corpus: Path, out: Path) -> None:
+    manifest = held(corpus, out)
+    with pytest.raises(OutputError, match=r"holds the view retrieval/document .* only retrieval/query"):
+        refuse_other_dataset(manifest, str(corpus), {"retrieval/query": view_record(QUERY)})
+
+
+def test_another_corpus_is_refused(corpus: Path, out: Path) -> None:
+    manifest = held(corpus, out)
+    with pytest.raises(OutputError, match=r"made from .*/corpus, and this run reads /elsewhere"):
+        refuse_other_dataset(manifest, "/elsewhere", wanted())
+
+
+def test_loose_receipts_of_another_configuration_are_ignored_and_swept(corpus: Path, out: Path) -> None:
+    for work in plan_of(corpus, fragment_rows=20).work:
+        finish(out, work)
+    plan = plan_of(corpus, holdings=stock_of(out))
+    assert (len(plan.work), plan.existing) == (4, ())
+    embed(corpus, out)
+    assert len(list(out.rglob("part-*"))) == 8
+
+
+def test_a_receipt_counts_only_if_all_its_files_are_there() -> None:
+    def part(path: str) -> PartRecord:
+        return PartRecord(path=path, num_bytes=1, sha256="", num_rows=1, num_tokens=1, num_truncated=0)
+
+    rejects = FileRecord(path="_rejects/r", num_bytes=1, sha256="")
+    receipt = Receipt(
+        fragment="f",
+        shard="s",
+        num_rows=2,
+        rejected={"null_id": 1},
+        rejects=rejects,
+        parts={"v": part("task=p")},
+    )
+    assert Holdings(None, (receipt,), {"task=p": 1}).by_part() == {}
+    assert Holdings(None, (receipt,), {"task=p": 1, "_rejects/r": 1}).by_part() == {"task=p": receipt}

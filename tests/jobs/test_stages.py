@@ -1,0 +1,295 @@
+"""Read, encode and write turn a fragment into parts, rejects and a receipt; twice is once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from encoders.encoder import Encoder
+from encoders.protocol import resolve_protocol
+from encoders.tasks import Role, View
+from encoders.tokenizer import Tokenizer
+from jobs.cargo import unpack_table
+from jobs.encode import EncodeFragment
+from jobs.errors import CorpusError, OutputError, StorageError
+from jobs.footers import Columns
+from jobs.read import Reader
+from jobs.records import RECEIPTS, Receipt
+from jobs.run_spec import RunSpec, ViewSpec, Work
+from jobs.storage import Location
+from jobs.write import Writer
+from tests.encoders.repositories import write_repository
+from tests.jobs.builders import COLUMNS, only_fragment, write_shard
+
+QUERY, DOCUMENT = View("retrieval", Role.QUERY), View("retrieval", Role.DOCUMENT)
+CLUSTERING = View("clustering", Role.DOCUMENT)
+TEXTS = ["what is the capital of France?", "Paris", "solar panels " * 40, "", "über Größe"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    prompts = {"query": "query: ", "document": "", "clustering": "query: "}
+    return write_repository(tmp_path_factory.mktemp("model"), settings={"prompts": prompts})
+
+
+@dataclass
+class Bench:
+    """One corpus of one shard, one output, and the stages between them."""
+
+    corpus: Path
+    out: Path
+    model: Path
+    views: Sequence[View] = (QUERY, DOCUMENT)
+    columns: Columns = COLUMNS
+    precision: str = "float32"
+    skip: bool = False
+
+    def run(self) -> tuple[RunSpec, Work]:
+        _, fragment, reading = only_fragment(self.corpus, self.columns)
+        protocol = resolve_protocol(str(self.model))
+        specs = tuple(
+            ViewSpec(
+                view, protocol.prompt(view), protocol.space(view.task, self.precision), {"view": str(view)}
+            )
+            for view in self.views
+        )
+        spec = RunSpec(
+            corpus=Location(str(self.corpus)),
+            reading=reading,
+            skip_bad_shards=self.skip,
+            protocol=protocol,
+            views=specs,
+            device="cpu",
+            dtype="float32",
+            precision=self.precision,
+            max_batch_tokens="auto",
+            output=Location(str(self.out)),
+            compression_level=3,
+            row_group_rows=100,
+        )
+        return spec, Work(fragment, {str(one.view): fragment.part_path(one.view, one.space) for one in specs})
+
+    def embed(self) -> tuple[Receipt, dict[str, Any]]:
+        spec, work = self.run()
+        spent = Writer(spec)(EncodeFragment(spec)(Reader(spec)(row_of(work)))).to_pylist()[0]
+        return Receipt.model_validate_json(spent["receipt"]), spent
+
+    def part(self, receipt: Receipt, view: View) -> pa.Table:
+        return pq.read_table(self.out / receipt.parts[str(view)].path, partitioning=None)
+
+    def files(self) -> dict[str, tuple[bytes, int]]:
+        """Content and time of every file, also hidden ones."""
+        return {
+            str(path): (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in self.out.rglob("*")
+            if path.is_file()
+        }
+
+
+def row_of(work: Work) -> pa.Table:
+    return pa.table({"work": pa.array([work.to_json()], pa.binary())})
+
+
+@pytest.fixture
+def bench(tmp_path: Path, model: Path) -> Bench:
+    table = {"id": range(5), "text": TEXTS, "title": ["a", "b", "c", "d", "e"]}
+    write_shard(tmp_path / "corpus", "lang=en/s.parquet", table)
+    return Bench(tmp_path / "corpus", tmp_path / "out", model)
+
+
+def vectors_of(table: pa.Table) -> np.ndarray:
+    vectors: np.ndarray = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+    return vectors
+
+
+def test_each_view_gets_the_vectors_of_its_prompt(bench: Bench) -> None:
+    receipt, _ = bench.embed()
+    spec, _ = bench.run()
+    tokenizer, encoder = Tokenizer(spec.protocol), Encoder.load(spec.protocol, device="cpu")
+    for view, prompt in ((QUERY, "query: "), (DOCUMENT, "")):
+        part = bench.part(receipt, view)
+        texts = tokenizer.prepare(TEXTS, prompt)
+        np.testing.assert_allclose(vectors_of(part), encoder.encode(texts).vectors, atol=1e-6)
+        assert part["id"].to_pylist() == list(range(5))
+        assert part["num_tokens"].to_pylist() == texts.lengths.tolist()
+        assert part["truncated"].to_pylist() == [False, False, True, False, False]
+
+
+def test_the_receipt_vouches_for_what_is_there(bench: Bench) -> None:
+    receipt, _ = bench.embed()
+    _, work = bench.run()
+    assert receipt.fragment == work.fragment.id
+    assert receipt.shard == "lang=en/s.parquet"
+    assert (receipt.num_rows, receipt.num_rejected, receipt.balances) == (5, 0, True)
+    assert {view: part.path for view, part in receipt.parts.items()} == work.parts
+    for part in receipt.parts.values():
+        assert (bench.out / part.path).stat().st_size == part.num_bytes
+        assert part.path.split("/")[2] == "lang=en"
+        assert (part.num_rows, part.num_truncated) == (5, 1)
+    (written,) = (bench.out / RECEIPTS).iterdir()
+    assert written.read_text() == receipt.model_dump_json()
+
+
+def test_doing_it_twice_changes_nothing(bench: Bench) -> None:
+    first, _ = bench.embed()
+    before = bench.files()
+    assert bench.embed()[0] == first
+    assert bench.files() == before
+
+
+def test_the_first_attempt_wins_and_the_second_vouches_for_it(bench: Bench) -> None:
+    first, _ = bench.embed()
+    path = bench.out / first.parts[str(QUERY)].path
+    pq.write_table(
+        pq.read_table(path, partitioning=None), path, compression="none"
+    )  # the same rows in other bytes
+    for receipt_file in (bench.out / RECEIPTS).iterdir():
+        receipt_file.unlink()
+    other = path.read_bytes()
+    second, _ = bench.embed()
+    assert path.read_bytes() == other
+    assert second.parts[str(QUERY)].num_bytes == len(other) != first.parts[str(QUERY)].num_bytes
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and no more", b"x" * 1000])
+def test_a_part_that_is_no_part_is_an_error_and_stays(bench: Bench, content: bytes) -> None:
+    _, work = bench.run()
+    path = bench.out / work.parts[str(QUERY)]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match=r"exists and does not hold the 5 rows .* remove it and run again"):
+        bench.embed()
+    assert path.read_bytes() == content
+    assert not (bench.out / RECEIPTS).exists()
+
+
+def test_views_of_one_prompt_are_encoded_once(bench: Bench) -> None:
+    bench.views = (QUERY,)
+    _, alone = bench.embed()
+    bench.out = bench.out.with_name("both")
+    bench.views = (QUERY, CLUSTERING)
+    receipt, both = bench.embed()
+    assert both["num_encoded_tokens"] == alone["num_encoded_tokens"] > 0
+    np.testing.assert_array_equal(
+        vectors_of(bench.part(receipt, QUERY)), vectors_of(bench.part(receipt, CLUSTERING))
+    )
+
+
+def test_half_precision_is_the_rounded_full_precision(bench: Bench) -> None:
+    full = vectors_of(bench.part(bench.embed()[0], DOCUMENT))
+    bench.precision = "float16"
+    half = vectors_of(bench.part(bench.embed()[0], DOCUMENT))
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, full.astype(np.float16))
+
+
+def test_rejects_are_named_in_a_file_and_counted_in_the_receipt(bench: Bench) -> None:
+    table = {"id": ["a", None, "c"], "text": ["x", "y", None]}
+    write_shard(bench.corpus, "lang=en/s.parquet", table)
+    receipt, _ = bench.embed()
+    assert receipt.rejected == {"null_id": 1, "null_text": 1}
+    assert receipt.balances
+    assert receipt.rejects is not None
+    assert receipt.rejects.path.startswith("_rejects/lang=en/")
+    rejects = pq.read_table(bench.out / receipt.rejects.path, partitioning=None).to_pylist()
+    assert rejects == [
+        {"id": None, "reason": "null_id", "shard": "lang=en/s.parquet", "row": 1},
+        {"id": "c", "reason": "null_text", "shard": "lang=en/s.parquet", "row": 2},
+    ]
+
+
+def test_a_fragment_of_rejects_only_gives_parts_without_rows(bench: Bench) -> None:
+    write_shard(bench.corpus, "lang=en/s.parquet", {"id": [1, 2], "text": pa.nulls(2)})
+    receipt, spent = bench.embed()
+    assert receipt.rejected == {"null_text": 2}
+    assert receipt.balances
+    part = bench.part(receipt, QUERY)
+    assert (part.num_rows, part.schema.field("embedding").type) == (0, pa.list_(pa.float32(), 32))
+    assert spent["num_encoded_tokens"] == 0
+
+
+def damage_pages(bench: Bench) -> None:
+    path = bench.corpus / "lang=en/s.parquet"
+    write_shard(bench.corpus, "lang=en/s.parquet", {"id": range(500), "text": [f"t{n}" for n in range(500)]})
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 3000 + content[3004:])
+
+
+def test_pages_that_cannot_be_decoded_fail_the_run(bench: Bench) -> None:
+    damage_pages(bench)
+    with pytest.raises(CorpusError, match=r"'lang=en/s\.parquet' cannot be read"):
+        bench.embed()
+    assert bench.files() == {}
+
+
+def test_pages_that_cannot_be_decoded_are_rejects_where_that_is_wanted(bench: Bench) -> None:
+    damage_pages(bench)
+    bench.skip = True
+    receipt, _ = bench.embed()
+    assert receipt.rejected == {"unreadable_shard": 500}
+    assert receipt.balances
+    assert receipt.rejects is not None
+    rows = pq.read_table(bench.out / receipt.rejects.path, partitioning=None)["row"].to_pylist()
+    assert rows == list(range(500))
+
+
+def test_a_shard_that_changed_since_it_was_listed_is_never_a_reject(bench: Bench) -> None:
+    bench.skip = True
+    spec, work = bench.run()
+    write_shard(bench.corpus, "lang=en/s.parquet", {"id": [1], "text": ["another"]})
+    with pytest.raises(StorageError, match="changed since it was listed"):
+        Reader(spec)(row_of(work))
+
+
+@pytest.fixture(scope="module")
+def bare_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose tokenizer adds nothing of its own, so that an empty text has no token."""
+    return write_repository(
+        tmp_path_factory.mktemp("bare"),
+        "qwen3",
+        settings={"prompts": {"query": "query: ", "document": ""}},
+        tokenizer={"eos": False},
+    )
+
+
+def test_a_text_without_a_token_is_a_reject(bench: Bench, bare_model: Path) -> None:
+    bench.model, bench.views = bare_model, (DOCUMENT,)
+    receipt, _ = bench.embed()
+    assert receipt.rejected == {"no_tokens": 1}
+    assert receipt.balances
+    assert bench.part(receipt, DOCUMENT)["id"].to_pylist() == [0, 1, 2, 4]
+
+
+def test_which_rows_a_view_holds_does_not_depend_on_what_else_is_made_with_it(
+    bench: Bench, bare_model: Path
+) -> None:
+    bench.model = bare_model
+    ids = []
+    for name, views in (("both", (QUERY, DOCUMENT)), ("alone", (QUERY,))):
+        bench.out, bench.views = bench.out.with_name(name), views
+        ids.append(bench.part(bench.embed()[0], QUERY)["id"].to_pylist())
+    assert ids[0] == ids[1]
+
+
+def test_fragments_travel_as_json(bench: Bench) -> None:
+    _, work = bench.run()
+    assert Work.from_json(work.to_json()) == work
+    odd = replace(
+        work, fragment=replace(work.fragment, shard=replace(work.fragment.shard, path="a%20 \u00e9\u2028'.x"))
+    )
+    assert Work.from_json(odd.to_json()) == odd
+
+
+def test_the_reader_reports_what_it_spent(bench: Bench) -> None:
+    spec, work = bench.run()
+    row = Reader(spec)(row_of(work))
+    assert row.num_rows == 1
+    assert row["read_seconds"][0].as_py() > 0
+    assert unpack_table(row, "rows").column_names == ["id", "text_hash"]
