@@ -14,7 +14,7 @@ import ir_measures
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from ir_measures import R, RR, nDCG
+from ir_measures import RR, R, nDCG
 
 from jobs.errors import OutputError
 from jobs.records import read_manifest
