@@ -86,7 +86,7 @@ def read_modules(repository: Repository) -> Modules:
     """
     listed = repository.json("modules.json")
     if listed is None:
-        return Modules("", Pooling(modes=("lasttoken",) if _is_causal(repository) else ("mean",)), ())
+        return _default_modules(repository)
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise UnsupportedModelError(f"{repository.name}: modules.json is not a list of modules")
     transformer_folder: str | None = None
@@ -124,6 +124,16 @@ def read_modules(repository: Repository) -> Modules:
             f"{repository.name}: modules.json lists no Transformer followed by a Pooling"
         )
     return Modules(transformer_folder, pooling, tuple(steps))
+
+
+def _default_modules(repository: Repository) -> Modules:
+    has_template = any((repository.path / f"chat_template.{end}").is_file() for end in ("jinja", "json"))
+    if has_template or repository.json_object("tokenizer_config.json").get("chat_template"):
+        raise UnsupportedModelError(
+            f"{repository.name} has no modules.json, and sentence-transformers would put its tokenizer's chat template "
+            "around every text, which is not done; give a repository that says how it embeds"
+        )
+    return Modules("", Pooling(modes=("lasttoken",) if _is_causal(repository) else ("mean",)), ())
 
 
 def _is_causal(repository: Repository) -> bool:
@@ -184,7 +194,8 @@ def _check_settings(
     unknown = [f"{key} is not known" for key in config if key not in (*needed, *known)]
     if missing or unknown:
         raise UnsupportedModelError(
-            f"{model}: {folder}/config.json: {', '.join(missing + unknown)}; known: {', '.join((*needed, *known)) or 'none'}"
+            f"{model}: {folder}/config.json: {', '.join(missing + unknown)}; "
+            f"known: {', '.join((*needed, *known))}"
         )
 
 

@@ -109,7 +109,7 @@ class Protocol:
         if view.role not in prompts:
             raise TaskError(
                 f"encoder.prompts names the task {view.task!r} with {', '.join(prompts) or 'no role'}, "
-                f"but not its role {view.role!r}; give that too ('' for no prompt)"
+                f"but not its role '{view.role}'; give that too ('' for no prompt)"
             )
         return prompts[view.role]
 

@@ -169,7 +169,9 @@ def _prepend_lowercase(backend: Any) -> None:
     from tokenizers.normalizers import Sequence as NormalizerSequence
 
     own = backend.normalizer
-    steps = list(own) if isinstance(own, NormalizerSequence) else [own] if own is not None else []
+    steps: list[Any] = [] if own is None else [own]
+    if isinstance(own, NormalizerSequence):
+        steps = [own[place] for place in range(len(own))]
     if not any(isinstance(step, Lowercase) for step in steps):
         backend.normalizer = NormalizerSequence([Lowercase(), *steps])
 

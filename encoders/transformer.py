@@ -132,7 +132,7 @@ def _check_text_method(repository: Repository, file: str, settings: Mapping[str,
 
 
 def _refuse_own_code(repository: Repository, file: str, config: Mapping[str, Any]) -> None:
-    """transformers would run a class of its own in place of the repository's, where it knows the model type."""
+    """In place of the repository's class, transformers would run one of its own where it knows the model type."""
     classes = config.get("auto_map") or {}
     if any(name in classes for name in ("AutoConfig", "AutoModel", "AutoTokenizer")):
         raise UnsupportedModelError(

@@ -10,10 +10,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers.utils import logging
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()
+# Times say nothing on a shared machine.
+settings.register_profile("encoders", deadline=None)
+settings.load_profile("encoders")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,4 @@
-"""Small model repositories on disk, in the real file layout: two layers of width 32, random weights, trained tokenizers.
+"""Small model repositories on disk in the real file layout: two layers of width 32, trained tokenizers.
 
 Every file is written by the library that owns its format (transformers, tokenizers, safetensors) or spelled as
 sentence-transformers spells it, so both sentence-transformers and our code can load the same folder.
@@ -133,15 +133,13 @@ def _module_weights(
     kind: str, config: Mapping[str, Any], generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     if kind == "Dense":
-        weights = {
-            "linear.weight": torch.randn(config["out_features"], config["in_features"], generator=generator)
-            / 4
-        }
+        width, given = config["out_features"], config.get("in_features", WIDTH)
+        weights = {"linear.weight": torch.randn(width, given, generator=generator) / 4}
         if config.get("bias", True):
-            weights["linear.bias"] = torch.randn(config["out_features"], generator=generator)
+            weights["linear.bias"] = torch.randn(width, generator=generator)
         return weights
     if kind == "LayerNorm":
-        width = config["dimension"]
+        width = config.get("dimension", WIDTH)
         return {
             "norm.weight": torch.rand(width, generator=generator),
             "norm.bias": torch.rand(width, generator=generator),

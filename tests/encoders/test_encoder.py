@@ -242,7 +242,7 @@ def encode(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     texts=st.lists(st.one_of(st.text(max_size=30), st.sampled_from(TEXTS)), min_size=1, max_size=12),
     max_batch_tokens=st.integers(1, 400),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_vector_does_not_depend_on_its_neighbours(
     encode: Encode, texts: list[str], max_batch_tokens: int
 ) -> None:
@@ -285,7 +285,7 @@ def test_a_gpu_that_is_not_there_is_an_error(device: str, tmp_path: Path) -> Non
 
 def test_a_device_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
     protocol = resolve_protocol(str(write_repository(tmp_path / "model")))
-    with pytest.raises(EncoderError, match="no device 'gpu'.*cpu"):
+    with pytest.raises(EncoderError, match=r"no device 'gpu'.*cpu"):
         Encoder.load(protocol, device="gpu")
 
 

@@ -1,0 +1,28 @@
+"""A driver that only plans starts at once: no torch, no transformers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.encoders.repositories import write_repository
+
+SCRIPT = """
+import sys
+import encoders.protocol, encoders.tasks, encoders.space, encoders.repository
+protocol = encoders.protocol.resolve_protocol(sys.argv[1])
+view = encoders.tasks.view_of("retrieval", "query")
+print(protocol.prompt(view), protocol.dim, protocol.space("retrieval", "float32").id)
+heavy = {"torch", "transformers", "tokenizers", "safetensors", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_a_protocol_is_read_without_torch_and_transformers(tmp_path: Path) -> None:
+    folder = write_repository(tmp_path / "model", settings={"prompts": {"query": "query:"}})
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("query: 32 ")
