@@ -37,6 +37,7 @@ from jobs.corpus import Corpus, list_corpus, refuse_overlap
 from jobs.errors import ConfigurationError, CorpusError, OutputError
 from jobs.footers import BadShard, Footer, read_footers
 from jobs.holdings import Holdings, refuse_other_dataset, take_stock
+from jobs.parts import refuse_clashes
 from jobs.plan import Plan, lay_out, make_plan, unknown_shards
 from jobs.progress import ProgressLine, Tally
 from jobs.records import Manifest, ReadingRecord, ViewRecord
@@ -155,12 +156,18 @@ def _set_up(config: JobConfig) -> _Job:
         raise ConfigurationError(str(error)) from error
     source, target = config.input.location(), config.output.location()
     corpus = list_corpus(source)
+    refuse_clashes(corpus.partition_keys, config.input.columns())
     refuse_overlap(corpus, source, target)
     store = open_store(target)
     holdings = take_stock(store)
     if holdings.manifest is not None and not config.output.overwrite:
-        refuse_other_dataset(holdings.manifest, source.uri, records)
+        refuse_other_dataset(holdings.manifest, _folder(source.uri), records)
     return _Job(config, protocol, tuple(views), records, corpus, store, holdings)
+
+
+def _folder(uri: str) -> str:
+    """A URI as the manifest names it: a folder is the same with and without a last "/"."""
+    return uri.rstrip("/") or "/"
 
 
 def _read_footers(job: _Job) -> tuple[list[Footer | BadShard], float]:
@@ -210,7 +217,7 @@ def _embed(job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Conso
     from jobs.pipeline import choose_device, embed_fragments
 
     compute = job.config.compute
-    device = choose_device(compute.device)
+    device = choose_device(compute)
     spec = RunSpec(
         corpus=job.corpus.location,
         reading=reading,
@@ -238,12 +245,14 @@ def _commit(job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord) -> tupl
     manifest = build_manifest(
         plan,
         [*plan.existing, *tally.receipts],
-        corpus=job.config.input.location().uri,
+        corpus=_folder(job.config.input.location().uri),
         reading=reading,
         fragment_rows=job.config.input.fragment_rows,
         views=job.records,
     )
     if held is not None and manifest.digest == held.digest:
+        if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep
+            sweep(job.store, held)
         return held, False
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     publish(

@@ -32,6 +32,13 @@ class Holdings:
     receipts: tuple[Receipt, ...]
     files: Mapping[str, int]
 
+    @property
+    def is_tidy(self) -> bool:
+        """Whether nothing is there but what the committed dataset holds."""
+        committed = self.manifest.receipts if self.manifest else ()
+        live = {file.path for receipt in committed for file in receipt.files()}
+        return len(self.receipts) == len(committed) and self.files.keys() <= live
+
     def by_part(self) -> dict[str, Receipt]:
         """The receipt that vouches for each part; only receipts all of whose files are there."""
         return {

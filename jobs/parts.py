@@ -9,14 +9,44 @@ still says its space.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.errors import ConfigurationError
+from jobs.footers import Columns
 from jobs.records import FileRecord
+from jobs.sections import OUTPUT_COLUMNS
 
 METADATA_PREFIX = "taskvec."
+
+
+def refuse_clashes(partition_keys: Sequence[str], columns: Columns) -> None:
+    """Refuse a corpus whose partition folders would give a part a second column of some name.
+
+    Readers differ in which of the two they take, and some take neither. Names that differ in case only clash in SQL.
+
+    Raises:
+        ConfigurationError: One would; the names that a configuration gives are refused by itself.
+    """
+    for key in partition_keys:
+        if key.lower() in OUTPUT_COLUMNS:
+            raise ConfigurationError(
+                f"the corpus is partitioned by {key!r}, and so is the output, where {key.lower()!r} has a meaning of "
+                "its own; rename the folders, or name the shards of one of them as the input"
+            )
+        if key.lower() == columns.id_column.lower():
+            raise ConfigurationError(
+                f"the id column {columns.id_column!r} is also a partition key of the corpus, which every part gets by "
+                "its folder; rename the folders or the column, or take another column as id"
+            )
+        for name in columns.keep_columns:
+            if key.lower() == name.lower():
+                raise ConfigurationError(
+                    f"keep_columns holds {name!r}, which is a partition key of the corpus: every part gets it by its "
+                    "folder anyway; leave it out of keep_columns"
+                )
 
 
 def part_table(carried: pa.Table, embedding: pa.Array, num_tokens: pa.Array, truncated: pa.Array) -> pa.Table:

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import pickle
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from ray.exceptions import RayError
 from encoders.errors import TaskvecError
 from jobs.config import ComputeConfig
 from jobs.corpus import Shard
-from jobs.errors import JobError
+from jobs.errors import ConfigurationError, JobError
 from jobs.footers import BadShard, Columns, Footer, read_footers
 from jobs.run_spec import RunSpec, Work
 from jobs.storage import Location
@@ -48,7 +49,8 @@ def connect(address: str | None, num_cpus: int | None) -> None:
     """Join the cluster of an address or of RAY_ADDRESS (which `ray job submit` sets), else start Ray here."""
     if ray.is_initialized():
         return
-    local = address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)
+    local = _is_local(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address="local" if local else address,
         num_cpus=num_cpus if local else None,
@@ -56,12 +58,26 @@ def connect(address: str | None, num_cpus: int | None) -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler leaves with exit code 15
 
 
-def choose_device(device: str) -> str:
-    """`auto` is CUDA if the cluster has a GPU now."""
-    if device == "auto":
-        return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+def _is_local(address: str | None) -> bool:
+    return address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)
+
+
+def choose_device(compute: ComputeConfig) -> str:
+    """`auto` is CUDA if the cluster has a GPU now.
+
+    Raises:
+        ConfigurationError: This machine lacks the GPUs of an encoder; a cluster may still grow to have them.
+    """
+    num_gpus = ray.cluster_resources().get("GPU", 0)
+    device = compute.device if compute.device != "auto" else "cuda" if num_gpus else "cpu"
+    if device == "cuda" and _is_local(compute.ray_address) and num_gpus < compute.gpus_per_actor:
+        raise ConfigurationError(
+            f"an encoder was to have {compute.gpus_per_actor:g} GPU (compute.device={compute.device}), and this "
+            f"machine has {num_gpus:g}; use compute.device=cpu, or a cluster with GPUs: compute.ray_address"
+        )
     return device
 
 
