@@ -1,0 +1,205 @@
+"""A Ray cluster of two nodes on this machine, as `ray start` makes it, with a Jobs API that wants a token.
+
+`ray stop` ends every Ray of a machine, so it is not for a test. Here all that a cluster has started, directly or not,
+is known by a mark in its environment and ended by its process id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from tests.integration.commands import REPOSITORY, Finished, Room, room
+
+RAY = str(Path(sysconfig.get_path("scripts")) / "ray")
+NUM_NODES = 2
+_MARK = "TASKVEC_TEST_CLUSTER"
+_START_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster, and all that a client needs.
+
+    Attributes:
+        address: Of the Jobs API.
+        token: What the cluster lets in.
+        working_dir: A copy of the project's code; no process of the cluster finds it without a job that brings it.
+        environment: Of the cluster and of its clients.
+        room: Folders of all of them.
+    """
+
+    address: str
+    token: str
+    working_dir: Path
+    environment: Mapping[str, str]
+    room: Room
+
+    def ray(self, *arguments: str, timeout: float = 280) -> Finished:
+        """Run Ray's own command line; it has ended when this returns."""
+        started = time.monotonic()
+        done = subprocess.run(
+            [RAY, *arguments],
+            cwd=self.room.elsewhere[2],
+            env={**self.environment, "RAY_ADDRESS": self.address},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+    def submit(self, submission_id: str, command: list[str], *options: str) -> Finished:
+        """`ray job submit` with the project's code; waits for the job's end unless the options say otherwise."""
+        upload = ["--submission-id", submission_id, "--working-dir", str(self.working_dir)]
+        return self.ray("job", "submit", *upload, *options, "--", *command)
+
+    def job(self, submission_id: str) -> dict[str, Any]:
+        """What the Jobs API says of a job."""
+        found: dict[str, Any] = self.get(f"/api/jobs/{submission_id}")
+        return found
+
+    def get(self, path: str) -> Any:
+        """An answer of the dashboard's HTTP API."""
+        request = Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
+        with urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def alive_nodes(self) -> set[str]:
+        """Ids of the nodes that are up."""
+        nodes = self.get("/api/v0/nodes")["data"]["result"]["result"]
+        return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
+
+
+@contextmanager
+def two_nodes() -> Iterator[Cluster]:
+    """Start a cluster of two nodes with a core each, and end all of it afterwards."""
+    mark = secrets.token_hex(16)
+    with ExitStack() as stack:
+        where = stack.enter_context(room())
+        stack.callback(_end_marked, mark)
+        gcs_port, dashboard_port, client_port, *agent_ports = _free_ports(3 + NUM_NODES)
+        environment = where.environment({"RAY_AUTH_MODE": "token", _MARK: mark})
+        del environment["PYTHONPATH"]  # the code comes with the job
+        cluster = Cluster(
+            address=f"http://127.0.0.1:{dashboard_port}",
+            token=_token(where),
+            working_dir=_working_dir(where),
+            environment=environment,
+            room=where,
+        )
+        head = ["--head", "--port", str(gcs_port), "--ray-client-server-port", str(client_port)]
+        head += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
+        _start(stack, cluster, "head", agent_ports[0], head)
+        _wait(lambda: len(cluster.alive_nodes()) == 1, cluster)
+        _start(stack, cluster, "other", agent_ports[1], ["--address", f"127.0.0.1:{gcs_port}"])
+        _wait(lambda: len(cluster.alive_nodes()) == NUM_NODES, cluster)
+        yield cluster
+
+
+def _token(where: Room) -> str:
+    """As `ray get-auth-token --generate` makes it, but for nobody else to read."""
+    token = secrets.token_hex(32)
+    path = where.elsewhere[0] / ".ray" / "auth_token"
+    path.parent.mkdir()
+    path.touch(mode=0o600)
+    path.write_text(token)
+    return token
+
+
+def _working_dir(where: Room) -> Path:
+    path = where.path / "project"
+    for package in ("encoders", "jobs"):
+        shutil.copytree(REPOSITORY / package, path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return path
+
+
+def _start(stack: ExitStack, cluster: Cluster, name: str, agent_port: int, options: list[str]) -> None:
+    """Start one node; `--block` keeps it in the foreground, so it ends with its process."""
+    node = ["--block", "--node-ip-address", "127.0.0.1", "--num-cpus", "1", "--disable-usage-stats"]
+    node += ["--object-store-memory", str(100 * 2**20)]
+    # Ray's fixed numbers would meet those of the other node, or of another Ray.
+    node += [
+        "--dashboard-agent-listen-port",
+        str(agent_port),
+        "--min-worker-port",
+        "0",
+        "--max-worker-port",
+        "0",
+    ]
+    log = stack.enter_context((cluster.room.path / f"{name}.log").open("wb"))
+    process = subprocess.Popen(
+        [RAY, "start", *options, *node],
+        cwd=cluster.room.elsewhere[2],
+        env=cluster.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    stack.callback(_end, process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_marked(mark: str) -> None:
+    """End what is left of a cluster: its jobs, its workers, and what did not end with its node."""
+    while left := _marked(mark):
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.1)
+
+
+def _marked(mark: str) -> list[int]:
+    """Ids of the processes that carry the mark (where there is a /proc to look at)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{_MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:  # it has ended, or belongs to somebody else
+            continue
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in taken]
+
+
+def _wait(is_ready: Callable[[], bool], cluster: Cluster) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            if is_ready():
+                return
+        except OSError:  # nobody listens yet
+            pass
+        if time.monotonic() > deadline:
+            logs = {path.name: path.read_text()[-2000:] for path in cluster.room.path.glob("*.log")}
+            raise TimeoutError(f"the cluster did not start in {_START_SECONDS} s: {logs}")
+        time.sleep(0.5)
