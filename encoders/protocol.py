@@ -88,14 +88,12 @@ class Protocol:
         if view.task in STANDARD_TASKS:
             if not any(declared.values()):
                 return ""  # a model without any prompt: raw text is its protocol
-            other_side = view.task == "retrieval" and any(
-                name in declared for name in prompt_names(view.opposite)
-            )
-            if other_side and view.role == Role.DOCUMENT:
-                return (
-                    ""  # only queries carry a prompt (BGE, Arctic): documents are bare, as in encode_document
-                )
-            if self.default_prompt_name is not None and not other_side:
+            other_side = [name for name in prompt_names(view.opposite) if name in declared]
+            if view.task == "retrieval" and other_side:
+                # Only queries carry a prompt (BGE, Arctic): documents are bare, and a default is not for them.
+                if view.role == Role.DOCUMENT:
+                    return ""
+            elif self.default_prompt_name is not None:
                 return declared[self.default_prompt_name]
         names = ", ".join(repr(name) for name in declared) or "none"
         raise TaskError(
