@@ -51,14 +51,18 @@ def connect(address: str | None, num_cpus: int | None) -> None:
         return
     local = _is_local(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local" if local else address,
-        num_cpus=num_cpus if local else None,
-        include_dashboard=False if local else None,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler leaves with exit code 15
+    try:
+        ray.init(
+            address="local" if local else address,
+            num_cpus=num_cpus if local else None,
+            include_dashboard=False if local else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except SystemExit:  # Ray handles SIGTERM itself and would leave with exit code 15
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _is_local(address: str | None) -> bool:
