@@ -72,7 +72,6 @@ class Tokenizer:
         self._backend.enable_truncation(protocol.max_seq_length, direction=tokenizer.truncation_side)
         if protocol.do_lower_case:
             _prepend_lowercase(self._backend)
-        self._backend.encode_special_tokens = tokenizer.split_special_tokens
         if any(any(encoding.type_ids) for encoding in self._backend.encode_batch(["a b", ""])):
             raise UnsupportedModelError(
                 f"{protocol.repository.name}: its tokenizer marks segments (token_type_ids), which are not passed on"

@@ -30,6 +30,7 @@ from tests.encoders.repositories import (
     TEXTS,
     WIDTH,
     dense,
+    edit_json,
     write_repository,
 )
 
@@ -171,6 +172,16 @@ def test_texts_are_lower_cased_where_the_repository_says_so(architecture: str, t
     vectors = ours(folder, texts)
     assert_same(vectors, theirs(folder, texts))
     assert_same(vectors, ours(folder, [text.lower() for text in texts]))
+
+
+def test_texts_are_not_lower_cased_before_a_tokenizer_that_does_it_later(tmp_path: Path) -> None:
+    folder = write_repository(tmp_path / "model", transformer={"do_lower_case": True})
+    replace = {"type": "Replace", "pattern": {"String": "A"}, "content": "query"}
+    steps = {"type": "Sequence", "normalizers": [replace, {"type": "Lowercase"}]}
+    edit_json(folder / "tokenizer.json", normalizer=steps)
+    vectors = ours(folder, ["A", "Query", "a"])
+    assert_same(vectors, theirs(folder, ["A", "Query", "a"]))
+    assert_same(vectors[:1], vectors[1:2])
 
 
 @pytest.mark.parametrize("normalize", [True, False])
