@@ -46,7 +46,11 @@ _SHARDS_PER_FOOTER_TASK = 256
 
 
 def connect(address: str | None, num_cpus: int | None) -> None:
-    """Join the cluster of an address or of RAY_ADDRESS (which `ray job submit` sets), else start Ray here."""
+    """Join the cluster of an address or of RAY_ADDRESS (which `ray job submit` sets), else start Ray here.
+
+    Raises:
+        JobError: There is no such cluster, it does not let us in, or Ray cannot start here.
+    """
     if ray.is_initialized():
         return
     local = _is_local(address)
@@ -61,6 +65,16 @@ def connect(address: str | None, num_cpus: int | None) -> None:
         )
     except SystemExit:  # Ray handles SIGTERM itself and would leave with exit code 15
         raise KeyboardInterrupt from None
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        first_line = str(error).partition("\n")[0].rstrip(".")
+        reason = f"{type(error).__name__}: {first_line}"
+        if local:
+            raise JobError(f"Ray does not start here: {reason}") from error
+        raise JobError(
+            f"cannot join the Ray cluster {address or os.environ['RAY_ADDRESS']}: {reason}; check --ray-address or "
+            "RAY_ADDRESS (host:port of the head, not its dashboard's), and on a cluster with tokens set "
+            "RAY_AUTH_MODE=token and give its token"
+        ) from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
 

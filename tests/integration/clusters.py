@@ -36,6 +36,7 @@ class Cluster:
 
     Attributes:
         address: Of the Jobs API.
+        gcs_address: What a driver connects to.
         token: What the cluster lets in.
         working_dir: A copy of the project's code; no process of the cluster finds it without a job that brings it.
         environment: Of the cluster and of its clients.
@@ -43,6 +44,7 @@ class Cluster:
     """
 
     address: str
+    gcs_address: str
     token: str
     working_dir: Path
     environment: Mapping[str, str]
@@ -96,6 +98,7 @@ def two_nodes() -> Iterator[Cluster]:
         del environment["PYTHONPATH"]  # the code comes with the job
         cluster = Cluster(
             address=f"http://127.0.0.1:{dashboard_port}",
+            gcs_address=f"127.0.0.1:{gcs_port}",
             token=_token(where),
             working_dir=_working_dir(where),
             environment=environment,
@@ -105,7 +108,7 @@ def two_nodes() -> Iterator[Cluster]:
         head += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
         _start(stack, cluster, "head", agent_ports[0], head)
         _wait(lambda: len(cluster.alive_nodes()) == 1, cluster)
-        _start(stack, cluster, "other", agent_ports[1], ["--address", f"127.0.0.1:{gcs_port}"])
+        _start(stack, cluster, "other", agent_ports[1], ["--address", cluster.gcs_address])
         _wait(lambda: len(cluster.alive_nodes()) == NUM_NODES, cluster)
         yield cluster
 

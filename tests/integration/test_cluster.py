@@ -13,7 +13,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.integration.clusters import NUM_NODES, Cluster, two_nodes
-from tests.integration.commands import job, read_dataset, shard
+from tests.integration.commands import embed, job, read_dataset, room, shard
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -106,3 +106,20 @@ def test_a_stopped_job_publishes_nothing_and_the_same_command_goes_on(
     assert counts["embedded"] > 0
     assert counts["existing"] + counts["embedded"] == 228
     assert read_dataset(str(output)).num_rows == 228
+
+
+def test_a_cluster_that_cannot_be_joined_is_named_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.parquet"
+    corpus.write_bytes(shard("a", 20))
+    arguments = ["--input", str(corpus), "--output", str(tmp_path / "vectors")]
+    no_token = {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": cluster.gcs_address}
+    with room() as where:
+        for environment, reason in (
+            (no_token, "no authentication token"),
+            ({"RAY_ADDRESS": cluster.address}, "HTTP"),
+        ):
+            finished = embed(where, environment, *arguments)
+            assert finished.exit_code == 1
+            assert f"cannot join the Ray cluster {environment['RAY_ADDRESS']}: " in finished.stderr
+            assert reason in finished.stderr
+            assert "Traceback" not in finished.stderr
