@@ -66,10 +66,13 @@ def connect(address: str | None, num_cpus: int | None) -> None:
     except SystemExit:  # Ray handles SIGTERM itself and would leave with exit code 15
         raise KeyboardInterrupt from None
     except (OSError, ValueError, RuntimeError, RayError) as error:
-        first_line = str(error).partition("\n")[0].rstrip(".")
+        first_line = str(error).partition("\n")[0].rstrip(".:")
         reason = f"{type(error).__name__}: {first_line}"
         if local:
-            raise JobError(f"Ray does not start here: {reason}") from error
+            raise JobError(
+                f"Ray does not start here: {reason}; check that it can write its token below ~/.ray and its files "
+                "below /tmp (or RAY_TMPDIR)"
+            ) from error
         raise JobError(
             f"cannot join the Ray cluster {address or os.environ['RAY_ADDRESS']}: {reason}; check --ray-address or "
             "RAY_ADDRESS (host:port of the head, not its dashboard's), and on a cluster with tokens set "
