@@ -70,7 +70,7 @@ def list_corpus(location: Location) -> Corpus:
 
     Raises:
         ConfigurationError: There are none, or the pattern cannot be understood.
-        CorpusError: Shards disagree about their partition keys.
+        CorpusError: Shards disagree about their partition keys, or have names that are no text.
         StorageError: The listing failed.
     """
     root, pattern = _split_glob(location)
@@ -83,6 +83,11 @@ def list_corpus(location: Location) -> Corpus:
         chosen = [entry for entry in seen if (_is_parquet(entry.path) if is_file else _counts(entry.path))]
     if not chosen:
         raise ConfigurationError(_nothing_found(location, root, pattern, seen))
+    for entry in chosen:
+        if not _is_unicode(entry.path):
+            raise CorpusError(
+                f"the name of shard {entry.path!r} is not UTF-8, and no record could hold it; rename it"
+            )
     shards = tuple(Shard(entry.path, entry.version, entry.size_bytes) for entry in chosen)
     return Corpus(root, shards, _partition_keys(shards))
 
@@ -143,6 +148,15 @@ def _list_plain(location: Location) -> tuple[Location, list[Entry], bool]:
 
 def _is_parquet(path: str) -> bool:
     return path.lower().endswith(SUFFIXES)
+
+
+def _is_unicode(path: str) -> bool:
+    """Whether a name is text; Python gives odd bytes in names on disk as lone surrogates."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _counts(path: str) -> bool:

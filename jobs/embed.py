@@ -14,6 +14,7 @@ The same command is the first run, the resume after anything that went wrong, an
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -57,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         invocation = parse(argv)
-        summary = run(invocation.config, console, dry_run=invocation.dry_run)
+        with contextlib.redirect_stdout(
+            sys.stderr
+        ):  # Ray prints its notices to stdout, which is the summary's
+            summary = run(invocation.config, console, dry_run=invocation.dry_run)
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.UsageError as error:
@@ -134,6 +138,7 @@ def _set_up(config: JobConfig) -> _Job:
                 raise ConfigurationError(
                     f"output.views names {view} twice (a symmetric task's only side is document)"
                 )
+            prompt = protocol.prompt(view)  # first, for its error names the view
             space = protocol.space(view.task, encoder.precision)
             records[str(view)] = ViewRecord(
                 task=view.task,
@@ -143,7 +148,7 @@ def _set_up(config: JobConfig) -> _Job:
                 model=protocol.repository.name,
                 revision=protocol.repository.revision,
                 adapter=None,
-                prompt=protocol.prompt(view),
+                prompt=prompt,
                 dim=protocol.dim,
                 precision=encoder.precision,
                 normalized=protocol.normalize,
@@ -151,7 +156,7 @@ def _set_up(config: JobConfig) -> _Job:
             labels = {
                 name: str(value) for name, value in records[str(view)].model_dump(exclude_none=True).items()
             }
-            views.append(ViewSpec(view, records[str(view)].prompt, space, labels))
+            views.append(ViewSpec(view, prompt, space, labels))
     except EncoderError as error:
         raise ConfigurationError(str(error)) from error
     source, target = config.input.location(), config.output.location()

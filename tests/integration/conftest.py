@@ -199,10 +199,10 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_view(folder: Path, role: str = "document", task: str = "retrieval") -> pa.Table:
-    """All rows of a view, sorted by id."""
+def read_view(folder: Path, role: str = "document", task: str = "retrieval", key: str = "id") -> pa.Table:
+    """All rows of a view, sorted by the id column `key`."""
     view = ds.dataset(folder / f"task={task}" / f"role={role}", partitioning="hive")
-    return view.to_table().sort_by("id").combine_chunks()
+    return view.to_table().sort_by(key).combine_chunks()
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
