@@ -77,14 +77,14 @@ class Protocol:
         Raises:
             TaskError: The model has no such task, or declares prompts but none for this view.
         """
-        if self.options.prompt == "none":
-            return ""
         if view.task in self.options.prompts:
             return self._configured_prompt(view)
         declared = self.declared_prompts
-        for name in prompt_names(view):
-            if name in declared:
-                return declared[name]
+        own = [declared[name] for name in prompt_names(view) if name in declared]
+        if self.options.prompt == "none" and (own or view.task in STANDARD_TASKS):
+            return ""  # on purpose; but not for a task that nobody knows, which is rather a slip
+        if own:
+            return own[0]
         if view.task in STANDARD_TASKS:
             if not any(declared.values()):
                 return ""  # a model without any prompt: raw text is its protocol

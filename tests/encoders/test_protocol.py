@@ -114,10 +114,12 @@ def test_a_task_that_is_not_standard_must_be_named(default: str | None, tmp_path
         protocol.prompt(View("code", Role.QUERY))
 
 
-def test_no_prompt_on_purpose_is_for_every_view(tmp_path: Path) -> None:
-    protocol = with_prompts(tmp_path, {"query": "q: ", "web": "w: "}, default="web", prompt="none")
+def test_no_prompt_on_purpose_is_for_every_task_that_somebody_knows(tmp_path: Path) -> None:
+    protocol = with_prompts(tmp_path, {"query": "q: ", "code": "c: "}, default="query", prompt="none")
     for task in (*STANDARD_TASKS, "code"):
         assert {protocol.prompt(View(task, role)) for role in Role} == {""}
+    with pytest.raises(TaskError, match="no prompt for retreival/query"):
+        protocol.prompt(View("retreival", Role.QUERY))
 
 
 def test_the_configurations_prompts_replace_the_repositorys_for_their_task(tmp_path: Path) -> None:
