@@ -366,11 +366,13 @@ def messy(tmp_path_factory: pytest.TempPathFactory, model: Path, embed: Embed) -
     case.write("extension.parquet", {"id": ["e0", "e1"], "text": ["one", "two"], "other": crafted()})
     case.write("repeated.parquet", {"id": ["r", "r", "r"], "text": ["one", "one", "two"]})
     case.write("long.parquet", {"id": ["big"], "text": ["word " * 400_000]})
+    # shapes that are merely odd
     case.write(
-        "single row groups.parquet",
-        {"id": [f"s{n}" for n in range(30)], "text": ["t"] * 30},
-        row_group_size=1,
+        "row groups.parquet", {"id": [f"s{n}" for n in range(30)], "text": ["t"] * 30}, row_group_size=1
     )
+    case.write("giant.parquet", {"id": [f"z{n}" for n in range(1500)], "text": ["t"] * 1500})
+    for number in range(20):
+        case.write(f"tiny/{number}.parquet", {"id": [f"y{number}"], "text": ["t"]})
     damage_pages(case.write("pages.parquet", {"id": [f"p{n}" for n in range(7)], "text": ["t"] * 7}))
     (case.corpus / "empty.parquet").write_bytes(b"")
     (case.corpus / "cut.parquet").write_bytes((case.corpus / "good.parquet").read_bytes()[:-6])
@@ -378,7 +380,7 @@ def messy(tmp_path_factory: pytest.TempPathFactory, model: Path, embed: Embed) -
 
 
 def embed_messy(case: Case) -> Outcome:
-    return case.run("--set", "input.on_bad_shard=skip")
+    return case.run("--set", "input.on_bad_shard=skip", "--fragment-rows", "1000")
 
 
 REASONS: dict[str, list[tuple[str | None, str, int]]] = {
@@ -406,7 +408,7 @@ def test_rows_read_are_vectors_and_rejects(messy: tuple[Case, Outcome]) -> None:
     num_rejects = sum(map(len, REASONS.values()))
     assert summary["rejected"] == num_rejects
     assert summary["rows"] == summary["embedded"] + num_rejects
-    assert summary["rows"] == 3 + 3 + 3 + 2 + 2 + 2 + 3 + 3 + 3 + 1 + 0 + 2 + 3 + 1 + 30 + 7
+    assert summary["rows"] == 3 + 3 + 3 + 2 + 2 + 2 + 3 + 3 + 3 + 1 + 0 + 2 + 3 + 1 + 30 + 1500 + 20 + 7
     assert read_view(case.out).num_rows == summary["embedded"]
     counts = Counter(reason for rejects in REASONS.values() for _, reason, _ in rejects)
     for reason, count in counts.items():
@@ -418,7 +420,7 @@ def test_every_other_row_has_its_vector(messy: tuple[Case, Outcome]) -> None:
     rejected = {reject[0] for rejects in REASONS.values() for reject in rejects}
     expected = Counter(
         row["id"]
-        for path in messy[0].corpus.glob("*.parquet")
+        for path in messy[0].corpus.rglob("*.parquet")
         if path.name not in ("empty.parquet", "cut.parquet", "pages.parquet", "bad id.parquet")
         for row in pq.ParquetFile(path).read(columns=["id"]).to_pylist()
         if row["id"] is not None and row["id"] not in rejected
@@ -459,7 +461,7 @@ def test_skipped_shards_come_in_once_they_are_mended(messy: tuple[Case, Outcome]
     case.write("empty.parquet", {"id": ["m0"], "text": ["mended"]})
     case.write("cut.parquet", {"id": ["m1"], "text": ["mended"]})
     case.write("pages.parquet", {"id": [f"p{n}" for n in range(7)], "text": ["t"] * 7})
-    outcome = case.run()  # which no longer needs to skip
+    outcome = case.run("--fragment-rows", "1000")  # which no longer needs to skip
     assert outcome.summary["embedded"] == 9
     assert outcome.summary["rejected"] == first.summary["rejected"] - 7
     assert manifest_of(case.out)["bad_shards"] == []
@@ -478,29 +480,3 @@ def test_overwriting_replaces_the_dataset_and_its_parts_go(
     assert len(parts(case.out)) == 1
     assert rejects_of(case.out) == []
     assert manifest_of(case.out)["views"]["retrieval/document"]["dim"] == 8
-
-
-# Shapes that are merely odd
-
-
-def test_many_tiny_shards_beside_a_large_one(case: Case) -> None:
-    for number in range(200):
-        case.write(
-            f"part={number % 7 or '__HIVE_DEFAULT_PARTITION__'}/{number}.parquet",
-            {"id": [f"{number}"], "text": ["t"]},
-        )
-    case.write("part=1/giant.parquet", {"id": [f"g{n}" for n in range(3000)], "text": ["t"] * 3000})
-    outcome = case.run("--max-actors", "2")
-    assert outcome.summary["embedded"] == 3200
-    assert len(parts(case.out)) == 201
-    assert set(read_view(case.out)["part"].to_pylist()) == {None, 1, 2, 3, 4, 5, 6}
-
-
-def test_the_id_may_be_the_text_and_the_text_be_kept(case: Case) -> None:
-    case.write("a.parquet", {"url": ["u1", None, "u1"], "body": ["b1", "b2", "b3"]})
-    columns = ["--id-column", "url", "--text-column", "url", "--text-column", "body", "--keep-column", "body"]
-    outcome = case.run(*columns)
-    assert (outcome.summary["embedded"], outcome.summary["rejected"]) == (2, 1)
-    table = read_view(case.out, key="url")
-    assert table.column_names[:2] == ["url", "body"]
-    assert table["body"].to_pylist() == ["b1", "b3"]
