@@ -41,5 +41,5 @@ $(INSTALLED): pyproject.toml requirements.lock
 # A stamp beside the shards: rewriting them would make new versions, and the run would embed everything anew.
 demo/.corpus: examples/make_corpus.py | $(INSTALLED)
 	@rm -rf demo/corpus
-	@$(BIN)/python examples/make_corpus.py demo/corpus --max-docs 6000
+	@$(BIN)/python examples/make_corpus.py demo/corpus --max-docs 4000
 	@touch $@
