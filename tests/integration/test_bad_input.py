@@ -53,7 +53,7 @@ class Case:
             if pair[0] not in arguments
             for part in pair
         ]
-        return embed_here(*kept, *task, *arguments)
+        return embed_here(*kept, *task, "--max-actors", "1", *arguments)
 
     def refused(self, exit_code: int, *told: str, arguments: Sequence[str] = (), **others: Any) -> Outcome:
         """Run; it must fail, say these things, print nothing for machines and leave the output as it was."""

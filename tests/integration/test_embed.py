@@ -186,7 +186,7 @@ def test_one_encoder_and_other_fragments_give_the_same_tables(
     dataset: Dataset, embed: Embed, tmp_path: Path, model: Path
 ) -> None:
     arguments = arguments_for(model, dataset.corpus, tmp_path / "out")
-    outcome = embed(*arguments, "--max-actors", "1", "--fragment-rows", "40")
+    outcome = embed(*arguments, "--fragment-rows", "40")
     assert outcome.summary["embedded"] == 2 * NUM_ROWS
     assert len(parts(tmp_path / "out")) == len(parts(dataset.out)) / 2
     for role in ("query", "document"):
@@ -241,7 +241,7 @@ def story(dataset: Dataset, model: Path, embed: Embed, tmp_path_factory: pytest.
     corpus, out = folder / "corpus", folder / "out"
     shutil.copytree(dataset.corpus, corpus)
     arguments = arguments_for(model, corpus, out)
-    process = start_embed(*arguments, "--max-actors", "1")
+    process = start_embed(*arguments)
     wait_for_receipts(process, out)
     process.send_signal(signal.SIGKILL)
     finish_embed(process)
@@ -360,7 +360,7 @@ def test_sigterm_leaves_soon_with_exit_code_1_and_publishes_nothing(
     dataset: Dataset, model: Path, tmp_path: Path, when: str
 ) -> None:
     out = tmp_path / "out"
-    process = start_embed(*arguments_for(model, dataset.corpus, out), "--max-actors", "1")
+    process = start_embed(*arguments_for(model, dataset.corpus, out))
     if when == "embedding":
         wait_for_receipts(process, out, 1)
     else:
