@@ -8,6 +8,7 @@ import time
 
 import pyarrow as pa
 
+from encoders.allocator import keep_freed_memory
 from encoders.encoder import Encoder
 from encoders.finishing import cast
 from jobs.cargo import pack, tokens_of, unpack_table, vector_columns
@@ -19,6 +20,8 @@ class EncodeFragment:
 
     def __init__(self, run: RunSpec) -> None:
         self._run = run
+        if run.device == "cpu":
+            keep_freed_memory()
         self._encoder = Encoder.load(
             run.protocol,
             device=run.device,
