@@ -1,8 +1,7 @@
 """Ragged token ids to padded batches: texts of like length together, within a budget of tokens.
 
-Sorting by length is what keeps padding low: measured on all-MiniLM-L6-v2, unsorted batches of 32 ran at 26 % of the
-matrix-multiply peak, sorted ones within a token budget at 67 %. Padding always goes to the right: the mask hides
-it, and absolute positions count from the first token, as they do for a text alone.
+Sorting by length is what keeps padding low, and it keeps the matrix products large. Padding always goes to the
+right: the mask hides it, and absolute positions count from the first token, as they do for a text alone.
 """
 
 from __future__ import annotations

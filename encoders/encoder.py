@@ -75,8 +75,8 @@ class Encoder:
             device: `auto` is the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
             dtype: Of the computation. `auto` is bfloat16 on CUDA and float32 on CPU.
             max_batch_tokens: Padded tokens of a batch; a text longer than that goes alone.
-            num_threads: CPU threads of this process; None leaves it to torch. Two processes of one thread each
-                beat one of two by 26 %, and more threads than cores halve the speed.
+            num_threads: CPU threads of this process; None leaves it to torch. Several processes of one thread each use
+                the cores better than one with many, and more threads than cores cost dearly.
 
         Raises:
             EncoderError: There is no such device.
