@@ -1,27 +1,27 @@
-"""Fragments through Ray Data: read and tokenize (CPU tasks) -> encode (actor pool) -> write (CPU tasks).
+"""Fragments through Ray Data: read and tokenize -> encode -> write, each a pool of actors.
 
 One Ray row is one fragment, in a block of its own, and every operator takes one at a time. Ray may retry any of
 them, on any machine: what is written is created once, so a retry changes nothing. All dataset operations of the
 project stand here.
 
-On a machine without accelerator an encoder takes most of a core, and readers and writers what is left of each, so
-that on two cores two encoders run and are still fed.
+Readers and writers are actors too, since Ray ends a task's process when it has been idle for a second, and the next
+task would import and set up everything anew. On a machine without accelerator an encoder takes most of a core, and
+readers and writers what is left of each, so that on two cores two encoders run and are still fed.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
 import pickle
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from encoders.errors import TaskvecError
@@ -35,12 +35,12 @@ from jobs.storage import Location
 # Shares of a core. An encoder on the CPU computes with one thread; readers and writers mostly wait for storage.
 _CPU_ENCODER_CPUS = 0.8
 _CPU_HELPER_CPUS = 0.1
-_CPU_ENCODERS_PER_READER = 8
+_CPU_ENCODERS_PER_HELPER = 8
 # Beside an accelerator a reader's tokenizer is what needs cores.
 _GPU_ENCODER_CPUS = 1.0
 _GPU_READER_CPUS = 1.0
 _GPU_WRITER_CPUS = 0.5
-# One in the encoder, one waiting beside it; with a single one Ray never sees a queue and the pool never grows.
+# One in the actor, one waiting beside it; with a single one Ray never sees a queue and the pool never grows.
 _FRAGMENTS_IN_FLIGHT = 2
 _SHARDS_PER_FOOTER_TASK = 256
 
@@ -128,57 +128,61 @@ def embed_fragments(run: RunSpec, work: Sequence[Work], compute: ComputeConfig) 
     dataset = ray.data.from_items(
         [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
     )
-    dataset = dataset.map_batches(
-        _read,
-        fn_args=[shipped],
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=_GPU_READER_CPUS if on_gpu else _CPU_HELPER_CPUS,
-        compute=TaskPoolStrategy(_num_readers(compute, on_gpu=on_gpu)),
-    )
-    dataset = dataset.map_batches(
-        _Encode,
-        fn_constructor_args=[shipped],
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=_GPU_ENCODER_CPUS if on_gpu else _CPU_ENCODER_CPUS,
-        num_gpus=compute.gpus_per_actor if on_gpu else None,
-        compute=_actor_pool(compute, on_gpu=on_gpu, num_fragments=len(work)),
-    )
-    dataset = dataset.map_batches(
-        _write,
-        fn_args=[shipped],
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=_GPU_WRITER_CPUS if on_gpu else _CPU_HELPER_CPUS,
-    )
+    for stage in _stages(compute, on_gpu=on_gpu, num_fragments=len(work)):
+        dataset = dataset.map_batches(
+            stage.actor,
+            fn_constructor_args=[shipped],
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=stage.num_cpus,
+            num_gpus=stage.num_gpus,
+            compute=stage.pool,
+        )
     try:
         yield from dataset.iter_rows()
     except RayError as error:
         raise _own_cause(error) from error
 
 
-def _actor_pool(compute: ComputeConfig, *, on_gpu: bool, num_fragments: int) -> ActorPoolStrategy:
-    """As many encoders as there are cores, or as the cluster's autoscaler finds GPUs; never more than fragments."""
-    most = compute.max_actors
-    if most is None and not on_gpu:
-        most = int(ray.cluster_resources().get("CPU", 1))
-    most = max(1, min(most or num_fragments, num_fragments))
-    least = min(compute.min_actors, most)
-    return ActorPoolStrategy(
-        min_size=least,
-        max_size=most,
-        initial_size=least if on_gpu else most,
-        max_tasks_in_flight_per_actor=_FRAGMENTS_IN_FLIGHT,
-    )
+class _Stage(NamedTuple):
+    """One operator: its actors, what each of them takes, and how many there are."""
+
+    actor: type
+    num_cpus: float
+    num_gpus: float | None
+    pool: ActorPoolStrategy
 
 
-def _num_readers(compute: ComputeConfig, *, on_gpu: bool) -> int | None:
-    """Beside encoders on the CPU few readers will do: tokenizing takes 2 % of the time, and each costs an import."""
-    if compute.tokenize_concurrency is not None or on_gpu:
-        return compute.tokenize_concurrency
-    cores: float = ray.cluster_resources().get("CPU", 1)
-    return math.ceil(cores / _CPU_ENCODERS_PER_READER)
+def _stages(compute: ComputeConfig, *, on_gpu: bool, num_fragments: int) -> list[_Stage]:
+    """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or a few beside the cores."""
+
+    def pool(least: int, most: int | None, first: int) -> ActorPoolStrategy:
+        """Never more actors than fragments; between least and most it is Ray that decides."""
+        most = min(most or num_fragments, num_fragments)
+        return ActorPoolStrategy(
+            min_size=min(least, most),
+            max_size=most,
+            initial_size=min(first, most),
+            max_tasks_in_flight_per_actor=_FRAGMENTS_IN_FLIGHT,
+        )
+
+    least, most, readers = compute.min_actors, compute.max_actors, compute.tokenize_concurrency
+    if on_gpu:
+        return [
+            _Stage(_Read, _GPU_READER_CPUS, None, pool(readers or 1, readers, readers or 1)),
+            _Stage(_Encode, _GPU_ENCODER_CPUS, compute.gpus_per_actor, pool(least, most, least)),
+            _Stage(_Write, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
+        ]
+    most = most or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    helpers = math.ceil(
+        most / _CPU_ENCODERS_PER_HELPER
+    )  # tokenizing takes 2 % of an encoder's time on the CPU
+    readers = readers or helpers
+    return [
+        _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers, readers, readers)),
+        _Stage(_Encode, _CPU_ENCODER_CPUS, None, pool(least, most, most)),
+        _Stage(_Write, _CPU_HELPER_CPUS, None, pool(helpers, helpers, helpers)),
+    ]
 
 
 def _own_cause(error: BaseException) -> TaskvecError:
@@ -205,26 +209,14 @@ def _configure(no_progress_timeout_seconds: int) -> None:
 # Imported where they run: torch and transformers take seconds, and the writer and the driver need neither.
 
 
-@functools.lru_cache(maxsize=1)
-def _reader(run: bytes) -> Any:
-    from jobs.read import Reader
+class _Read:
+    def __init__(self, run: bytes) -> None:
+        from jobs.read import Reader
 
-    return Reader(pickle.loads(run))
+        self._stage = Reader(pickle.loads(run))
 
-
-@functools.lru_cache(maxsize=1)
-def _writer(run: bytes) -> Any:
-    from jobs.write import Writer
-
-    return Writer(pickle.loads(run))
-
-
-def _read(row: pa.Table, run: bytes) -> pa.Table:
-    return _reader(run)(row)
-
-
-def _write(row: pa.Table, run: bytes) -> pa.Table:
-    return _writer(run)(row)
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return self._stage(row)
 
 
 class _Encode:
@@ -232,6 +224,16 @@ class _Encode:
         from jobs.encode import EncodeFragment
 
         self._stage = EncodeFragment(pickle.loads(run))
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return self._stage(row)
+
+
+class _Write:
+    def __init__(self, run: bytes) -> None:
+        from jobs.write import Writer
+
+        self._stage = Writer(pickle.loads(run))
 
     def __call__(self, row: pa.Table) -> pa.Table:
         return self._stage(row)

@@ -201,7 +201,7 @@ class ComputeConfig(_Section):
     )
     tokenize_concurrency: PositiveInt | None = Field(
         default=None,
-        description="Reading and tokenizing tasks at once. null: as many as the cluster has room for.",
+        description="Actors that read and tokenize. null: one for 8 encoders on CPUs, beside GPUs as many as keep up.",
     )
     ray_address: RayAddress | None = Field(
         default=None,
