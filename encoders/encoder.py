@@ -5,7 +5,7 @@
 
 Texts are sorted by length, cut into batches within a token budget, run through the backbone, pooled and finished;
 the result comes back in the order of the call. A text's vector does not depend on its neighbours beyond float
-rounding: padding is masked, and every reduction is within a text.
+rounding: no text sees another or padding, and every reduction is within a text.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from encoders.batching import Batch, token_budget_batches
 from encoders.errors import EncoderError
 from encoders.finishing import Finisher
+from encoders.forward import Forward
 from encoders.loading import load_backbone
 from encoders.pooling import pool
 from encoders.protocol import Protocol
@@ -27,7 +28,7 @@ from encoders.tokenizer import TokenizedTexts
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-# Padded tokens of a batch. CPU: 1k to 4k run alike, and a smaller one pads less.
+# Tokens of a batch. CPU: 2k and 4k run alike, 1k is slower by 5 to 10 % (benchmarks/LOG.md).
 _DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
@@ -37,7 +38,7 @@ class Encoded:
 
     Attributes:
         vectors: float32 `[num_texts, dim]`.
-        num_padding: Padding tokens that were computed besides the texts' own.
+        num_padding: Padding tokens that were computed besides the texts' own; none where texts are packed.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -53,10 +54,8 @@ class Encoder:
         self.protocol = protocol
         self.device = device
         self.max_batch_tokens = max_batch_tokens
-        self._backbone = backbone
+        self._forward = Forward(backbone)
         self._finish = Finisher(protocol, device)
-        # Masked wherever it stands, so any id of the vocabulary will do.
-        self._pad_token_id = backbone.config.pad_token_id or 0
 
     @classmethod
     def load(
@@ -74,7 +73,7 @@ class Encoder:
             protocol: What `resolve_protocol` read.
             device: `auto` is the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
             dtype: Of the computation. `auto` is bfloat16 on CUDA and float32 on CPU.
-            max_batch_tokens: Padded tokens of a batch; a text longer than that goes alone.
+            max_batch_tokens: Tokens of a batch, padding included; a text longer than that goes alone.
             num_threads: CPU threads of this process; None leaves it to torch. Several processes of one thread each use
                 the cores better than one with many, and more threads than cores cost dearly.
 
@@ -97,17 +96,16 @@ class Encoder:
         assert (texts.lengths > 0).all()
         vectors = np.empty((len(texts), self.protocol.dim), dtype=np.float32)
         num_padding = 0
-        for batch in token_budget_batches(texts, self.max_batch_tokens, self._pad_token_id):
-            vectors[batch.rows] = self._forward(batch).cpu().numpy()
-            num_padding += batch.num_padding
+        for batch in token_budget_batches(texts, self.max_batch_tokens, padded=not self._forward.packed):
+            vectors[batch.rows] = self._encode_batch(batch).cpu().numpy()
+            num_padding += 0 if self._forward.packed else batch.num_padding
         return Encoded(vectors, num_padding)
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
-        lengths = torch.from_numpy(batch.lengths).to(self.device)
-        token_ids = torch.from_numpy(batch.token_ids).to(self.device)
-        mask = (torch.arange(token_ids.shape[1], device=self.device) < lengths[:, None]).long()
-        states = self._backbone(input_ids=token_ids, attention_mask=mask).last_hidden_state
-        prompt_lengths = torch.from_numpy(batch.prompt_lengths).to(self.device)
+    def _encode_batch(self, batch: Batch) -> torch.Tensor:
+        states = self._forward(batch)
+        lengths, prompt_lengths = (
+            torch.from_numpy(counts).to(self.device) for counts in (batch.lengths, batch.prompt_lengths)
+        )
         return self._finish(pool(states, lengths, prompt_lengths, self.protocol.pooling.modes))
 
 
