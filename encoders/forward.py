@@ -63,6 +63,11 @@ class Forward:
         self._pad_token_id = backbone.config.pad_token_id or 0
         self.packed = self._device.type == "cpu" and self._can_pack()
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether several threads may run batches at once: a forward pass changes nothing in the model."""
+        return _is_steady(self._backbone)
+
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """Token states `[num_tokens, hidden_size]` of a batch's texts, end to end."""
@@ -70,7 +75,7 @@ class Forward:
 
     def _can_pack(self) -> bool:
         """Whether the class is known, and this very model gives packed what it gives alone."""
-        if not _is_known(self._backbone):
+        if type(self._backbone).__name__ not in _PACKABLE or not _is_steady(self._backbone):
             return False
         own = self._backbone.config._attn_implementation
         texts = _self_test_batch(self._backbone.config.vocab_size)
@@ -107,13 +112,11 @@ class Forward:
         return states[is_token]
 
 
-def _is_known(backbone: Any) -> bool:
+def _is_steady(backbone: Any) -> bool:
+    """Whether it is transformers' own code, which keeps nothing of a batch, and angles do not change with batches."""
     rope = getattr(backbone.config, "rope_parameters", None) or {}
-    kind = type(backbone)
     return (
-        kind.__name__ in _PACKABLE
-        and kind.__module__.startswith("transformers.")  # a repository's own code may use the same names
-        and rope.get("rope_type") not in _UNSTEADY_ROPE
+        type(backbone).__module__.startswith("transformers.") and rope.get("rope_type") not in _UNSTEADY_ROPE
     )
 
 
