@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("corpus", help="a Parquet file with the columns id and text")
     parser.add_argument("--model", required=True, help="a folder in the sentence-transformers format")
     parser.add_argument("--rows", type=int, default=8000, help="how many of the first rows (default 8000)")
-    parser.add_argument("--shards", type=int, default=8, help="files that they are split into (default 8)")
+    parser.add_argument("--shards", type=int, default=4, help="files that they are split into (default 4)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--encode-only", metavar="FILE", help=argparse.SUPPRESS)
     args = parser.parse_args()

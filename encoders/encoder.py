@@ -64,6 +64,7 @@ class Encoder:
     ) -> None:
         self.protocol = protocol
         self.device = device
+        self.dtype: torch.dtype = backbone.dtype
         self.max_batch_tokens = max_batch_tokens
         self._forward = Forward(backbone)
         self._finish = Finisher(protocol, device)
@@ -115,13 +116,23 @@ class Encoder:
             num_padding += 0 if self._forward.packed else batch.num_padding
         return Encoded(vectors, num_padding)
 
+    def reference(self, texts: TokenizedTexts) -> npt.NDArray[np.float32]:
+        """Vectors of the same texts by the plain path: each alone, transformers' own attention, float32; slow."""
+        vectors = np.empty((len(texts), self.protocol.dim), dtype=np.float32)
+        for batch in token_budget_batches(texts, self.max_batch_tokens, padded=False):
+            vectors[batch.rows] = self._finish_batch(self._forward.plain(batch), batch)
+        return vectors
+
     def _encode_batches(self, batches: Iterable[Batch]) -> Iterable[npt.NDArray[np.float32]]:
         """Results in order, as they come."""
         return (self._threads.map if self._threads else map)(self._encode_batch, batches)
 
     @torch.inference_mode()
     def _encode_batch(self, batch: Batch) -> npt.NDArray[np.float32]:
-        states = self._forward(batch)
+        return self._finish_batch(self._forward(batch), batch)
+
+    @torch.inference_mode()
+    def _finish_batch(self, states: torch.Tensor, batch: Batch) -> npt.NDArray[np.float32]:
         lengths, prompt_lengths = (
             torch.from_numpy(counts).to(self.device) for counts in (batch.lengths, batch.prompt_lengths)
         )

@@ -13,7 +13,7 @@ and each loaded model must agree with itself on texts alone before it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class Forward:
         self._device = next(backbone.parameters()).device
         # Masked wherever it stands, so any id of the vocabulary will do.
         self._pad_token_id = backbone.config.pad_token_id or 0
+        self._own_attention = backbone.config._attn_implementation
         self.packed = self._device.type == "cpu" and self._can_pack()
 
     @property
@@ -73,20 +74,43 @@ class Forward:
         """Token states `[num_tokens, hidden_size]` of a batch's texts, end to end."""
         return self._run_packed(batch) if self.packed else self._run_padded(batch)
 
+    @torch.inference_mode()
+    def plain(self, batch: Batch) -> Tensor:
+        """The same by the plain path, which is slow: each text alone, transformers' own attention, float32."""
+        backbone = self._backbone
+        if backbone.dtype != torch.float32:
+            backbone = copy.deepcopy(backbone).float()
+        if self.packed:
+            backbone.set_attn_implementation(self._own_attention)
+        try:
+            texts = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
+            return torch.cat([self._run_alone(backbone, token_ids) for token_ids in texts])
+        finally:
+            if self.packed:
+                backbone.set_attn_implementation(_PACKED)
+
+    def _run_alone(self, backbone: Any, token_ids: npt.NDArray[np.int64]) -> Tensor:
+        states: Tensor = backbone(
+            input_ids=torch.from_numpy(token_ids)[None].to(self._device)
+        ).last_hidden_state
+        return states[0]
+
+    @torch.inference_mode()
     def _can_pack(self) -> bool:
         """Whether the class is known, and this very model gives packed what it gives alone."""
-        if type(self._backbone).__name__ not in _PACKABLE or not _is_steady(self._backbone):
+        backbone = self._backbone
+        if type(backbone).__name__ not in _PACKABLE or not _is_steady(backbone):
             return False
-        own = self._backbone.config._attn_implementation
-        texts = _self_test_batch(self._backbone.config.vocab_size)
-        alone = torch.cat([self._run_padded(one) for one in _one_by_one(texts)])
-        self._backbone.set_attn_implementation(_PACKED)
+        texts = _self_test_batch(backbone.config.vocab_size)
+        ids = np.split(texts.token_ids, np.cumsum(texts.lengths)[:-1])
+        alone = torch.cat([self._run_alone(backbone, one) for one in ids])
+        backbone.set_attn_implementation(_PACKED)
         # bfloat16 keeps 8 bits; texts that see each other are off by far more.
         tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2
         error = (self._run_packed(texts) - alone).float().norm() / alone.float().norm()
         if error <= tolerance:
             return True
-        self._backbone.set_attn_implementation(own)
+        backbone.set_attn_implementation(self._own_attention)
         return False
 
     def _run_packed(self, batch: Batch) -> Tensor:
@@ -197,11 +221,6 @@ def _self_test_batch(vocab_size: int) -> Batch:
     lengths = np.array(_SELF_TEST_LENGTHS)
     token_ids = np.random.default_rng(0).integers(0, vocab_size, lengths.sum())
     return Batch(np.arange(len(lengths)), token_ids, lengths, np.zeros_like(lengths))
-
-
-def _one_by_one(batch: Batch) -> Iterator[Batch]:
-    for ids in np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1]):
-        yield Batch(np.zeros(1, np.int64), ids, np.array([len(ids)]), np.zeros(1, np.int64))
 
 
 AttentionInterface.register(_PACKED, _attend)

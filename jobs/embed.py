@@ -233,6 +233,7 @@ def _embed(job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Conso
         num_threads=choose_cores(compute) if device == "cpu" else None,
         dtype=job.config.encoder.dtype,
         precision=job.config.encoder.precision,
+        preflight=compute.preflight,
         max_batch_tokens=compute.max_batch_tokens,
         output=job.store.location,
         compression_level=job.config.output.compression_level,

@@ -11,6 +11,7 @@ import pyarrow as pa
 from encoders.allocator import keep_freed_memory
 from encoders.encoder import Encoder
 from encoders.finishing import cast
+from encoders.preflight import preflight
 from jobs.cargo import pack, tokens_of, unpack_table, vector_columns
 from jobs.run_spec import RunSpec, Work
 
@@ -29,6 +30,7 @@ class EncodeFragment:
             max_batch_tokens=run.max_batch_tokens,
             num_threads=run.num_threads,
         )
+        self._preflight_cosine: float | None = None
         self._name = f"{platform.node()}:{os.getpid()}"
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -38,8 +40,10 @@ class EncodeFragment:
         work = Work.from_json(row["work"][0].as_py())
         vectors: dict[str, pa.Array] = {}
         num_tokens = num_padding = 0
-        for key, _ in enumerate(self._run.prompts(work)):
-            texts = tokens_of(tokens, key)
+        ragged = [tokens_of(tokens, key) for key, _ in enumerate(self._run.prompts(work))]
+        if self._run.preflight and self._preflight_cosine is None and len(ragged[0]):
+            self._preflight_cosine = min(preflight(self._encoder, texts) for texts in ragged)
+        for key, texts in enumerate(ragged):
             encoded = self._encoder.encode(texts)
             vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.precision))
             num_tokens += len(texts.token_ids)
@@ -50,6 +54,7 @@ class EncodeFragment:
                 "encode_seconds": time.perf_counter() - started,
                 "num_encoded_tokens": num_tokens,
                 "num_padding": num_padding,
+                "preflight_cosine": 1.0 if self._preflight_cosine is None else self._preflight_cosine,
                 "actor": self._name,
             }
         )

@@ -187,12 +187,13 @@ def _stages(compute: ComputeConfig, num_threads: int | None, *, num_fragments: i
             _Stage(_Encode, _GPU_ENCODER_CPUS, compute.gpus_per_actor, pool(least, most, least)),
             _Stage(_Write, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
         ]
-    most = most or max(1, int(ray.cluster_resources().get("CPU", 1)) // num_threads)
-    readers = readers or most
+    room = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_threads)  # an autoscaler may find more
+    most = most or room
+    first = min(most, room)
     return [
-        _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers, readers, readers)),
-        _Stage(_Encode, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, most)),
-        _Stage(_Write, _CPU_HELPER_CPUS, None, pool(most, most, most)),
+        _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers or 1, readers or most, readers or first)),
+        _Stage(_Encode, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, max(least, first))),
+        _Stage(_Write, _CPU_HELPER_CPUS, None, pool(1, most, first)),
     ]
 
 

@@ -33,6 +33,7 @@ class Tally:
         truncated: Vectors whose text the model did not see whole.
         rejected: Rows without a vector, by reason.
         seconds: Time spent by stage, summed over workers.
+        preflight_cosine: The worst that an encoder saw of itself; 1.0 if none looked.
         actors: Encoders that did some of it.
         receipts: Of the finished fragments.
     """
@@ -44,6 +45,7 @@ class Tally:
     truncated: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
+    preflight_cosine: float = 1.0
     actors: set[str] = field(default_factory=set)
     receipts: list[Receipt] = field(default_factory=list)
 
@@ -57,6 +59,7 @@ class Tally:
         self.rejected.update(receipt.rejected)
         self.tokens += spent["num_encoded_tokens"]
         self.padding += spent["num_padding"]
+        self.preflight_cosine = min(self.preflight_cosine, spent["preflight_cosine"])
         self.actors.add(spent["actor"])
         for stage in ("read", "tokenize", "encode", "write"):
             self.seconds[stage] += spent[f"{stage}_seconds"]

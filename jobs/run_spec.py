@@ -41,6 +41,7 @@ class RunSpec:
         num_threads: CPU threads of an encoder; None where it does not compute on the CPU.
         dtype: Of the computation.
         precision: Of the stored vectors.
+        preflight: Whether an encoder compares itself with the plain path first.
         max_batch_tokens: Padded tokens of a forward pass, or `auto`.
         output: Root of the dataset.
         compression_level: Of zstd.
@@ -56,6 +57,7 @@ class RunSpec:
     num_threads: int | None
     dtype: Dtype
     precision: str
+    preflight: bool
     max_batch_tokens: int | Literal["auto"]
     output: Location
     compression_level: int

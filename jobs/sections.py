@@ -203,6 +203,11 @@ class ComputeConfig(_Section):
         default="auto",
         description="Tokens in one forward pass, padding included; auto: chosen for the device.",
     )
+    preflight: bool = Field(
+        default=True,
+        description="Before its first fragment, let each encoder prove on a few rows that it gives the vectors of the "
+        "plain path (one text, no padding, float32), and stop the run if it does not.",
+    )
     tokenize_concurrency: PositiveInt | None = Field(
         default=None,
         description="Actors that read and tokenize. null: one per encoder on CPUs, beside GPUs as many as keep up.",

@@ -76,6 +76,7 @@ def show_run(
             "padding": _share(tally.padding, tally.padding + tally.tokens),
             "truncated": _share(tally.truncated, tally.vectors),
             "encoders": str(len(tally.actors)),
+            "preflight": f"lowest cosine to the plain path {tally.preflight_cosine:.6f}",
         }
     if plan.bad_shards:
         lines["skipped shards"] = ", ".join(shard.path for shard in plan.bad_shards[:5])

@@ -263,6 +263,16 @@ def test_a_vector_does_not_depend_on_its_neighbours(
     assert cosines(together, alone).min() >= 0.999999
 
 
+@pytest.mark.parametrize("architecture", ["bert", "mpnet"])
+def test_threads_change_no_bit_of_a_vector(tmp_path: Path, architecture: str) -> None:
+    protocol = resolve_protocol(str(write_repository(tmp_path / "model", architecture)))
+    texts = Tokenizer(protocol).prepare([f"{text} {n}" * (n % 9) for n in range(40) for text in TEXTS])
+    one, three = (
+        Encoder.load(protocol, device="cpu", max_batch_tokens=100, num_threads=count) for count in (1, 3)
+    )
+    np.testing.assert_array_equal(three.encode(texts).vectors, one.encode(texts).vectors)
+
+
 def test_no_text_gives_no_vector(tmp_path: Path) -> None:
     vectors = ours(write_repository(tmp_path / "model"), [])
     assert vectors.shape == (0, WIDTH)

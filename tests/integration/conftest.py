@@ -154,7 +154,7 @@ def write_corpus(folder: Path, shards: Sequence[str] = SHARDS, num_rows: int = R
     return folder
 
 
-def arguments_for(model: Path, corpus: Path, out: Path, max_actors: int = 1) -> tuple[str, ...]:
+def arguments_for(model: Path, corpus: Path, out: Path, num_encoders: int = 1) -> tuple[str, ...]:
     """Two views in one pass, texts of two columns, every other column kept."""
     views = f"output.views=[{', '.join(VIEWS)}]"
     columns = [
@@ -164,7 +164,8 @@ def arguments_for(model: Path, corpus: Path, out: Path, max_actors: int = 1) -> 
     return (
         *("--input", str(corpus), "--output", str(out), "--model", str(model), "--set", views),
         *columns,
-        *("--fragment-rows", str(FRAGMENT_ROWS), "--max-actors", str(max_actors)),
+        *("--fragment-rows", str(FRAGMENT_ROWS), "--max-actors", str(num_encoders)),
+        *("--set", f"compute.cpus_per_actor={2 // num_encoders}"),
     )
 
 
@@ -173,7 +174,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Dataset:
     """Made by a process of its own with two encoders. Look, but do not touch."""
     folder = tmp_path_factory.mktemp("dataset")
     corpus, out = write_corpus(folder / "corpus"), folder / "out"
-    arguments = arguments_for(model, corpus, out, max_actors=2)
+    arguments = arguments_for(model, corpus, out, num_encoders=2)
     outcome = finish_embed(start_embed(*arguments))
     assert outcome.exit_code == 0, outcome.stderr
     return Dataset(corpus, out, arguments, outcome)

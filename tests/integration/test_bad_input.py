@@ -225,6 +225,13 @@ def test_a_gpu_that_this_machine_does_not_have(case: Case) -> None:
     assert outcome.seconds < 60
 
 
+def test_more_cores_for_an_encoder_than_this_machine_has(case: Case) -> None:
+    case.write("a.parquet", GOOD)
+    case.refused(
+        2, "64 cores (compute.cpus_per_actor)", "Ray has 2", arguments=["--set", "compute.cpus_per_actor=64"]
+    )
+
+
 # Names that clash
 
 
@@ -380,7 +387,8 @@ def messy(tmp_path_factory: pytest.TempPathFactory, model: Path, embed: Embed) -
 
 
 def embed_messy(case: Case) -> Outcome:
-    return case.run("--set", "input.on_bad_shard=skip", "--fragment-rows", "1000")
+    # more encoders than there is room for, which must not keep the helpers from starting
+    return case.run("--set", "input.on_bad_shard=skip", "--fragment-rows", "1000", "--max-actors", "5")
 
 
 REASONS: dict[str, list[tuple[str | None, str, int]]] = {

@@ -68,6 +68,7 @@ class Bench:
             views=specs,
             device="cpu",
             num_threads=2,
+            preflight=True,
             dtype="float32",
             precision=self.precision,
             max_batch_tokens="auto",
