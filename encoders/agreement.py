@@ -62,14 +62,14 @@ def native_type(repository: Repository, family: Family | None, *, trust_remote_c
         raise UnsupportedModelError(
             f"{repository.name}: config.json is of the model_type {config.get('model_type')!r}, for code of the "
             f"repository's own; transformers' {family.native!r} is known to give the same for "
-            f"{', '.join(map(repr, family.native_of))} only; give such a repository, or read that code and allow it for a "
-            "pinned revision (encoder.trust_remote_code)"
+            f"{', '.join(map(repr, family.native_of))} only; give such a repository, or read that code and allow it "
+            "for a pinned revision (encoder.trust_remote_code)"
         )
     for key, needed in family.native_if.items():
         if config.get(key, needed) != needed:
             raise UnsupportedModelError(
-                f"{repository.name}: config.json says {key}={config[key]!r}; transformers' {family.native!r} is known to "
-                f"give the same as the repository's own code for {needed!r} only"
+                f"{repository.name}: config.json says {key}={config[key]!r}; transformers' {family.native!r} is known "
+                f"to give the same as the repository's own code for {needed!r} only"
             )
     return family.native
 

@@ -37,7 +37,8 @@ def settle_ends(protocol: Protocol, backend: Any) -> Ends:
     )
     if not protocol.repository.is_local and family.last_token_id not in (None, ends.last):
         raise UnsupportedModelError(
-            f"{model}: its tokenizer gives {family.last_token!r} the id {ends.last}, and the row says {family.last_token_id}"
+            f"{model}: its tokenizer gives {family.last_token!r} the id {ends.last}, and the row says "
+            f"{family.last_token_id}"
         )
     added = backend.encode("").ids
     if family.ends == "added" and added != [token for token in (ends.first, ends.last) if token is not None]:
@@ -68,7 +69,8 @@ def _id_of(token: str | None, backend: Any, model: str) -> int | None:
     number: int | None = backend.token_to_id(token)
     if number is None:
         raise UnsupportedModelError(
-            f"{model}: its row wants the special token {token!r} at an end of every text, and its tokenizer has none such"
+            f"{model}: its row wants the special token {token!r} at an end of every text, and its tokenizer "
+            "has none such"
         )
     return number
 

@@ -23,7 +23,9 @@ _SIMILAR = "Retrieve semantically similar text."
 
 def _instructed(template: str, *more: str) -> dict[str, Mapping[Role, Prompt]]:
     """Queries and the texts of symmetric tasks are instructed, documents are bare."""
-    asymmetric: dict[str, Mapping[Role, Prompt]] = {task: sides(template, "") for task in ("retrieval", *more)}
+    asymmetric: dict[str, Mapping[Role, Prompt]] = {
+        task: sides(template, "") for task in ("retrieval", *more)
+    }
     return asymmetric | {task: sides(template) for task in STANDARD_TASKS if task in SYMMETRIC_TASKS}
 
 
@@ -80,7 +82,10 @@ _GTE = Family(
 )
 _GTE_MULTILINGUAL = replace(
     _GTE,
-    repositories={"Alibaba-NLP/gte-multilingual-base": 768, "alibaba-nlp-community/gte-multilingual-base": 768},
+    repositories={
+        "Alibaba-NLP/gte-multilingual-base": 768,
+        "alibaba-nlp-community/gte-multilingual-base": 768,
+    },
     truncate_dims=None,
     truncate_from=128,
 )
@@ -100,7 +105,11 @@ _GTE_QWEN2 = Family(
     source="model card; its own code decides whether attention looks both ways, so none stands in for it",
 )
 _BGE = Family(
-    repositories={"BAAI/bge-small-en-v1.5": 384, "BAAI/bge-base-en-v1.5": 768, "BAAI/bge-large-en-v1.5": 1024},
+    repositories={
+        "BAAI/bge-small-en-v1.5": 384,
+        "BAAI/bge-base-en-v1.5": 768,
+        "BAAI/bge-large-en-v1.5": 1024,
+    },
     prompts=_BARE | {"retrieval": sides("Represent this sentence for searching relevant passages: ", "")},
     pooling="cls",
     max_seq_length=512,
@@ -197,7 +206,10 @@ _NOMIC = Family(
     source="model card; text-matching: nomic-ai/contrastors 5f7b461, eval/mteb_eval/eval_mteb.py",
 )
 _ARCTIC = Family(
-    repositories={"Snowflake/snowflake-arctic-embed-m-v2.0": 768, "Snowflake/snowflake-arctic-embed-l-v2.0": 1024},
+    repositories={
+        "Snowflake/snowflake-arctic-embed-m-v2.0": 768,
+        "Snowflake/snowflake-arctic-embed-l-v2.0": 1024,
+    },
     prompts=_BARE | {"retrieval": sides("query: ", "")},
     pooling="cls",
     max_seq_length=8192,
@@ -206,7 +218,10 @@ _ARCTIC = Family(
     source="model card; arXiv 2412.04506",
 )
 _GRANITE = Family(
-    repositories={"ibm-granite/granite-embedding-english-r2": 768, "ibm-granite/granite-embedding-small-english-r2": 384},
+    repositories={
+        "ibm-granite/granite-embedding-english-r2": 768,
+        "ibm-granite/granite-embedding-small-english-r2": 384,
+    },
     prompts=_BARE,
     pooling="cls",
     max_seq_length=8192,

@@ -1,10 +1,10 @@
-"""A family of models as a row of data: everything of its protocol that its repositories leave unsaid.
+r"""A family of models as a row of data: everything of its protocol that its repositories leave unsaid.
 
 The rows are in `encoders.families`. A configuration can write a row of its own for any transformers backbone
 (`encoder.protocol`), with the same fields:
 
     protocol:
-      prompts: {retrieval: {query: "Instruct: {instruction}\\nQuery: ", document: ""}, clustering: "cluster: "}
+      prompts: {retrieval: {query: "Instruct: {instruction}\nQuery: ", document: ""}, clustering: "cluster: "}
       instructions: {retrieval: Find what answers the question}
       pooling: lasttoken
       last_token: <|endoftext|>
@@ -107,18 +107,20 @@ class Family:
     @property
     def takes_instruction(self) -> bool:
         """Whether any of its prompts has a place for an instruction."""
-        return any(INSTRUCTION in prompt.prefix for sides in self.prompts.values() for prompt in sides.values())
+        return any(
+            INSTRUCTION in prompt.prefix for sides in self.prompts.values() for prompt in sides.values()
+        )
 
     def has_dim(self, dim: int, full: int) -> bool:
         """Whether the model was trained to be sliced to a dimension."""
         if dim == full or (self.truncate_dims is None and self.truncate_from is None):
             return True
-        return dim in (self.truncate_dims or ()) or (self.truncate_from is not None and dim >= self.truncate_from)
+        return dim in (self.truncate_dims or ()) or (
+            self.truncate_from is not None and dim >= self.truncate_from
+        )
 
 
-def sides(
-    query: str | Prompt, document: str | Prompt | None = None
-) -> dict[Role, Prompt]:
+def sides(query: str | Prompt, document: str | Prompt | None = None) -> dict[Role, Prompt]:
     """Prompts of a task's two sides; one prompt is for both."""
     document = query if document is None else document
     both = {Role.QUERY: query, Role.DOCUMENT: document}
@@ -138,7 +140,9 @@ def read_family(given: Mapping[str, Any]) -> Family:
     spelt = dict(given)
     try:
         if "prompts" in spelt:
-            spelt["prompts"] = {task: _of_roles(value, as_prompt=True) for task, value in _tasks(spelt["prompts"])}
+            spelt["prompts"] = {
+                task: _of_roles(value, as_prompt=True) for task, value in _tasks(spelt["prompts"])
+            }
         if "adapters" in spelt:
             spelt["adapters"] = {task: _of_roles(value) for task, value in _tasks(spelt["adapters"])}
         if "instructions" in spelt:
@@ -161,7 +165,9 @@ def _tasks(given: Any) -> list[tuple[str, Any]]:
 
 def _of_roles(value: Any, *, as_prompt: bool = False) -> Any:
     """{role: value} from one value for both roles or from {role: value}."""
-    is_one = isinstance(value, str) or (as_prompt and isinstance(value, dict) and not value.keys() & set(Role))
+    is_one = isinstance(value, str) or (
+        as_prompt and isinstance(value, dict) and not value.keys() & set(Role)
+    )
     roles = dict.fromkeys(Role, value) if is_one else value
     if not (as_prompt and isinstance(roles, Mapping)):
         return roles

@@ -50,7 +50,8 @@ _V3 = Family(
     prompts={task: sides("") for task in _TASKS}
     | {
         "retrieval": sides(
-            "Represent the query for retrieving evidence documents: ", "Represent the document for retrieval: "
+            "Represent the query for retrieving evidence documents: ",
+            "Represent the document for retrieval: ",
         )
     },
     max_seq_length=8192,

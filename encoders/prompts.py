@@ -122,7 +122,8 @@ class Prompts:
         if row and row.suffix:
             raise TaskError(
                 f"encoder.prompts says what stands before a text, and {self.model} also wants {row.suffix!r} behind it "
-                f"for {view}; write both out: encoder.protocol={{prompts: {{{view.task}: {{prefix: ..., suffix: ...}}}}}}"
+                f"for {view}; write both out: "
+                f"encoder.protocol={{prompts: {{{view.task}: {{prefix: ..., suffix: ...}}}}}}"
             )
         return Prompt(prompts[view.role])
 
@@ -163,7 +164,9 @@ class Prompts:
 
     def _says_nothing(self, view: View) -> str:
         names = ", ".join(map(repr, self.declared)) or "none"
-        row = f", and the row of {self.family.name} has {', '.join(self.family.prompts)}" if self.family else ""
+        row = (
+            f", and the row of {self.family.name} has {', '.join(self.family.prompts)}" if self.family else ""
+        )
         return (
             f"{self.model} has no prompt for {view}; it declares {names}{row}. Choose a task that it has, or give "
             f"the prompt: encoder.prompts={{{view.task}: {{{view.role}: '...'}}}}, or embed raw text on purpose: "

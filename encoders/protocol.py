@@ -128,7 +128,9 @@ class Protocol:
         content |= {
             name: value
             for name, value in {
-                "suffixes": {str(role): prompt.suffix for role, prompt in prompts.items() if prompt and prompt.suffix},
+                "suffixes": {
+                    str(role): prompt.suffix for role, prompt in prompts.items() if prompt and prompt.suffix
+                },
                 "strip": self.family is not None and self.family.strip != "none" and self.family.strip,
                 "added_tokens": self.added_tokens,
                 "native": self.native,

@@ -1,6 +1,6 @@
 """The table of families as README shows it: what goes around a text, for each model and view.
 
-    python -m encoders.reference
+python -m encoders.reference
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from encoders.family import Family, Prompt
 from encoders.jina import MERGED
 from encoders.tasks import SYMMETRIC_TASKS, View
 
-_HEADER = "| model | task/role | before the text | behind it | adapter | pooling | dimensions | tokens | licence |"
+_HEADER = (
+    "| model | task/role | before the text | behind it | adapter | pooling | dimensions | tokens | licence |"
+)
 
 
 def markdown_families() -> str:
@@ -31,8 +33,21 @@ def markdown_families() -> str:
                 *(common if place == 0 else [""] * 4),
             ]
             lines.append("| " + " | ".join(cells) + " |")
+    defaults = dict.fromkeys(
+        (task, instruction) for family in FAMILIES for task, instruction in family.instructions.items()
+    )
+    said = {
+        (task, instruction): ", ".join(
+            f"`{family.name}`" for family in FAMILIES if family.instructions.get(task) == instruction
+        )
+        for task, instruction in defaults
+    }
+    lines += ["", "`{instruction}` where none is given:", ""]
+    lines += [f"- {task}: `{instruction}` ({models})" for (task, instruction), models in said.items()]
     merged = " and ".join(
-        dict.fromkeys(f"`{family.name.removesuffix('-' + next(iter(family.prompts)))}-<task>`" for family in MERGED)
+        dict.fromkeys(
+            f"`{family.name.removesuffix('-' + next(iter(family.prompts)))}-<task>`" for family in MERGED
+        )
     )
     lines += ["", f"{merged} are spoken to like the models that they were merged from, and have no adapters."]
     return "\n".join(lines)

@@ -155,7 +155,9 @@ class Tokenizer:
         prepared = self.prepare(["text"], prompt)
         place = prepared.prompt_lengths[0] if modes == ("cls",) else -1
         number = int(prepared.token_ids[place])
-        is_content = number not in self._all_special_ids and not (isinstance(prompt, Prompt) and prompt.suffix)
+        is_content = number not in self._all_special_ids and not (
+            isinstance(prompt, Prompt) and prompt.suffix
+        )
         return "the text's own" if is_content else f"{self._backend.id_to_token(number)!r} ({number})"
 
     def _suffix(self, prompt: Prompt) -> npt.NDArray[np.int32]:
@@ -168,7 +170,7 @@ class Tokenizer:
         whole = self._backend.encode(prompt.around("a")).ids
         if whole[-len(ids) :] != ids or self._truncation_side != "right":
             raise UnsupportedModelError(
-                f"{model}: its tokenizer does not keep {prompt.suffix!r} apart from the text before it (truncation on the "
+                f"{model}: its tokenizer does not keep {prompt.suffix!r} apart from the text before it (it cuts on the "
                 f"{self._truncation_side}), so a long text could not be cut without it; begin it with a special token"
             )
         if len(self._backend.encode(prompt.around("")).ids) >= self.protocol.max_seq_length:

@@ -126,7 +126,14 @@ def _print(console: Console, facts: dict[str, Any], views: list[dict[str, Any]])
         head.add_row(name.replace("_", " "), Text("-" if value is None else str(value)))
     console.print(head)
     table = Table(
-        "view", "before the text", "behind it", "adapter", "pooled token", "space", box=None, padding=(0, 2, 0, 0)
+        "view",
+        "before the text",
+        "behind it",
+        "adapter",
+        "pooled token",
+        "space",
+        box=None,
+        padding=(0, 2, 0, 0),
     )
     for view in views:
         name = f"{view['task']}/{view['role']}"

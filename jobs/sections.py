@@ -203,7 +203,9 @@ class EncoderConfig(_Section):
     @model_validator(mode="after")
     def _nothing_is_forced_in_vain(self) -> Self:
         if self.force_truncate_dim and self.truncate_dim is None:
-            raise ValueError("force_truncate_dim is true, and truncate_dim is null; give it, or leave both out")
+            raise ValueError(
+                "force_truncate_dim is true, and truncate_dim is null; give it, or leave both out"
+            )
         return self
 
 

@@ -107,7 +107,11 @@ def show_run(
 
 def _raw(views: Sequence[str]) -> dict[str, str]:
     """Said aloud, for the authors of a model often name prompts in its card only."""
-    return {"no prompts": f"raw text for {', '.join(views)}; neither the model nor the table has any"} if views else {}
+    return (
+        {"no prompts": f"raw text for {', '.join(views)}; neither the model nor the table has any"}
+        if views
+        else {}
+    )
 
 
 def _print_table(console: Console, title: str, lines: Mapping[str, str]) -> None:

@@ -37,7 +37,15 @@ from transformers import (
 )
 
 from tests.encoders.reference import Vectors
-from tests.encoders.repositories import TRAINING_TEXT, WIDTH, dense, edit_json, write_json, write_modules, write_tokenizer
+from tests.encoders.repositories import (
+    TRAINING_TEXT,
+    WIDTH,
+    dense,
+    edit_json,
+    write_json,
+    write_modules,
+    write_tokenizer,
+)
 
 Module = tuple[str, Mapping[str, Any]]
 
@@ -91,13 +99,21 @@ def _roberta(positions: int) -> Callable[..., PreTrainedConfig]:
 
 def _t5(**sizes: Any) -> PreTrainedConfig:
     return T5Config(
-        vocab_size=sizes["vocab_size"], d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0
+        vocab_size=sizes["vocab_size"],
+        d_model=WIDTH,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        pad_token_id=0,
     )
 
 
 def _modernbert(**sizes: Any) -> PreTrainedConfig:
     none = dict.fromkeys(("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id"))
-    return ModernBertConfig(**sizes, **none, max_position_embeddings=8192, local_attention=8, global_attn_every_n_layers=2)
+    return ModernBertConfig(
+        **sizes, **none, max_position_embeddings=8192, local_attention=8, global_attn_every_n_layers=2
+    )
 
 
 def _decoder(kind: Callable[..., PreTrainedConfig], positions: int) -> Callable[..., PreTrainedConfig]:
@@ -129,7 +145,9 @@ _QWEN_QUERY = "Instruct: Given a web search query, retrieve relevant passages th
 _REMOTE = {"auto_map": {"AutoConfig": "configuration.Config", "AutoModel": "modeling.Model"}}
 
 LAYOUTS: dict[str, Layout] = {
-    "intfloat/e5-base-v2": Layout("wordpiece", _bert(512), "mean", modules=[legacy("mean"), NORMALIZE], length=512),
+    "intfloat/e5-base-v2": Layout(
+        "wordpiece", _bert(512), "mean", modules=[legacy("mean"), NORMALIZE], length=512
+    ),
     "intfloat/multilingual-e5-base": Layout(
         "unigram", _roberta(512), "mean", modules=[legacy("mean"), NORMALIZE], length=512
     ),
@@ -160,7 +178,9 @@ LAYOUTS: dict[str, Layout] = {
         length=8192,
         changes=_REMOTE,
     ),
-    "Alibaba-NLP/gte-modernbert-base": Layout("bytes", _modernbert, "cls", modules=[legacy("cls")], length=8192),
+    "Alibaba-NLP/gte-modernbert-base": Layout(
+        "bytes", _modernbert, "cls", modules=[legacy("cls")], length=8192
+    ),
     "Alibaba-NLP/gte-Qwen2-1.5B-instruct": Layout(
         "bytes",
         _qwen2,
@@ -169,7 +189,9 @@ LAYOUTS: dict[str, Layout] = {
         prompts={"query": _QWEN_QUERY + " "},
         length=32768,
     ),
-    "BAAI/bge-base-en-v1.5": Layout("wordpiece", _bert(512), "cls", modules=[legacy("cls"), NORMALIZE], length=512),
+    "BAAI/bge-base-en-v1.5": Layout(
+        "wordpiece", _bert(512), "cls", modules=[legacy("cls"), NORMALIZE], length=512
+    ),
     "BAAI/bge-m3": Layout("unigram", _roberta(8192), "cls", modules=[legacy("cls"), NORMALIZE], length=8192),
     "hkunlp/instructor-large": Layout(
         "unigram-t5",
@@ -236,14 +258,19 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "nomic-ai/nomic-embed-text-v1.5": Layout(
         "wordpiece",
-        lambda **sizes: NomicBertConfig(**sizes, max_position_embeddings=2048),
+        lambda **sizes: NomicBertConfig(**sizes, max_position_embeddings=8192),
         "mean",
         modules=[legacy("mean")],
         length=8192,
         changes=_REMOTE | {"rotary_scaling_factor": None, "n_positions": 8192},
     ),
     "Snowflake/snowflake-arctic-embed-l-v2.0": Layout(
-        "unigram", _roberta(8192), "cls", modules=[legacy("cls"), NORMALIZE], prompts={"query": "query: "}, length=8192
+        "unigram",
+        _roberta(8192),
+        "cls",
+        modules=[legacy("cls"), NORMALIZE],
+        prompts={"query": "query: "},
+        length=8192,
     ),
     "ibm-granite/granite-embedding-english-r2": Layout(
         "bytes", _modernbert, "cls", modules=[legacy("cls")], length=8192
@@ -280,7 +307,9 @@ def write_family(folder: Path, row: str, **changed: Any) -> Path:
     if layout.modules is not None:
         write_modules(folder, layout.modules)
     if layout.length is not None:
-        write_json(folder / "sentence_bert_config.json", {"max_seq_length": layout.length, "do_lower_case": False})
+        write_json(
+            folder / "sentence_bert_config.json", {"max_seq_length": layout.length, "do_lower_case": False}
+        )
     if layout.prompts is not None:
         write_json(folder / "config_sentence_transformers.json", {"prompts": layout.prompts})
     return folder
@@ -309,11 +338,11 @@ def _write_llama_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     backend.train_from_iterator(
         TRAINING_TEXT,
-        trainers.BpeTrainer(
-            vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False),
     )
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair=None, special_tokens=[("<s>", 1)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair=None, special_tokens=[("<s>", 1)]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
@@ -327,7 +356,9 @@ def _write_llama_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def recipe(folder: Path, wholes: Sequence[str], row: str, instruction: str = "") -> tuple[Vectors, list[list[int]]]:
+def recipe(
+    folder: Path, wholes: Sequence[str], row: str, instruction: str = ""
+) -> tuple[Vectors, list[list[int]]]:
     """What the authors' code does with each whole text (prompt, text, suffix), and the ids that it feeds the model."""
     layout = LAYOUTS[row]
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -344,7 +375,9 @@ def recipe(folder: Path, wholes: Sequence[str], row: str, instruction: str = "")
             states = model(input_ids=torch.tensor([ids])).last_hidden_state[0].double()
         # Without its end token, the instruction's tokens are those that the pooled ones follow.
         left_out = len(tokenizer(instruction)["input_ids"]) - 1 if instruction else 0
-        pooled = {"mean": states[left_out:].mean(dim=0), "cls": states[0], "lasttoken": states[-1]}[layout.pooling]
+        pooled = {"mean": states[left_out:].mean(dim=0), "cls": states[0], "lasttoken": states[-1]}[
+            layout.pooling
+        ]
         vectors.append(pooled.numpy())
         fed.append(ids)
     return np.stack(vectors), fed
