@@ -106,6 +106,8 @@ def _invocation(context: click.Context) -> Invocation:
         for option, value in values.items()
         if value is not None and value != ()
     }
+    if show_protocol and task is not None:
+        raise click.UsageError("--show-protocol shows every task and role; leave --task out.", context)
     if role is not None and task is None:
         raise click.UsageError(f"--role {role} needs a task; give --task too.", context)
     if task is not None:

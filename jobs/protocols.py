@@ -7,11 +7,10 @@ Reads the repository's small files and its tokenizer; no weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from encoders.errors import EncoderError, TaskError
@@ -121,31 +120,25 @@ def _describe(protocol: Protocol, tokenizer: Any, view: View, precision: str) ->
 
 
 def _print(console: Console, facts: dict[str, Any], views: list[dict[str, Any]]) -> None:
-    head = Table(title="Protocol", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in facts.items():
-        head.add_row(name.replace("_", " "), Text("-" if value is None else str(value)))
-    console.print(head)
-    table = Table(
-        "view",
-        "before the text",
-        "behind it",
-        "adapter",
-        "pooled token",
-        "space",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
+    """One line for each fact, never broken: of a prompt every byte counts."""
+    _print_block(console, "Protocol", {name: "-" if value is None else value for name, value in facts.items()})
     for view in views:
         name = f"{view['task']}/{view['role']}"
         if "refused" in view:
-            table.add_row(name, Text("refused: " + view["refused"]))
+            _print_block(console, name, {"refused": view["refused"]})
             continue
-        cells = (
-            repr(view["before"]) + (" (no prompts: raw text)" if view["raw_text"] else ""),
-            repr(view["behind"]) if view["behind"] else "-",
-            view["adapter"] or "-",
-            view["pooled_token"] or facts["pooling"],
-            view["space_id"][:12],
-        )
-        table.add_row(name, *map(Text, cells))
-    console.print(table)
+        raw = " (no prompts: raw text)" if view["raw_text"] else ""
+        lines = {
+            "before the text": repr(view["before"]) + raw,
+            "behind it": repr(view["behind"]),
+            "adapter": view["adapter"] or "-",
+            "pooled token": view["pooled_token"] or facts["pooling"],
+            "space": f"{view['space_name']} ({view['space_id']})",
+        }
+        _print_block(console, name, lines)
+
+
+def _print_block(console: Console, title: str, lines: Mapping[str, object]) -> None:
+    console.print(Text(title, style="bold"))
+    for name, value in lines.items():
+        console.print(Text(f"  {name.replace('_', ' '):<16}  {value}"), soft_wrap=True)

@@ -17,9 +17,11 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
+from encoders.tasks import canonical_task
 from jobs.fields import Endpoint, ModelId, Name, Names, RayAddress, TaskName, Uri, as_tuple, shown
 from jobs.footers import Columns
 from jobs.storage import Location
@@ -199,6 +201,15 @@ class EncoderConfig(_Section):
                 "prompt: none embeds the raw text, but an instruction is given; leave out one of the two"
             )
         return self
+
+    @field_validator("prompts", "instruction", mode="before")
+    @classmethod
+    def _each_task_once(cls, value: object) -> object:
+        """A task has several names; under two of them one of its values would be lost."""
+        tasks = [canonical_task(name) for name in value if isinstance(name, str)] if isinstance(value, dict) else []
+        if repeated := next((task for task in tasks if tasks.count(task) > 1), None):
+            raise ValueError(f"it gives two names of the task {shown(repeated)}; keep one of them")
+        return value
 
     @model_validator(mode="after")
     def _nothing_is_forced_in_vain(self) -> Self:

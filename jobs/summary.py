@@ -116,6 +116,8 @@ def _raw(views: Sequence[str]) -> dict[str, str]:
 
 def _print_table(console: Console, title: str, lines: Mapping[str, str]) -> None:
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")  # of a prompt every byte counts
     for name, value in lines.items():
         table.add_row(name, value)
     console.print(table)

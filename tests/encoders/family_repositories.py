@@ -299,7 +299,9 @@ def write_family(folder: Path, row: str, **changed: Any) -> Path:
         own: dict[str, Any] = {"t5": T5EncoderModel, "gemma3_text": Gemma3TextModel}
         backbone = own.get(config.model_type, AutoModel.from_config)(config)
         for name, parameter in backbone.named_parameters():
-            if "norm" not in name.lower():
+            if "norm" in name.lower():  # not 1 and 0, which would hide a layer norm behind the backbone's own
+                torch.nn.init.normal_(parameter, mean=float(parameter.mean()), std=0.2)
+            else:
                 torch.nn.init.normal_(parameter, std=0.2)
     backbone.save_pretrained(folder)
     if layout.changes:

@@ -327,8 +327,10 @@ def test_a_long_text_is_cut_and_never_its_special_tokens(row: str, folders: dict
         "nomic-ai/nomic-embed-text-v1.5",
     ],
 )
-def test_what_a_row_does_besides_its_prompts_shows_in_every_vector(row: str, folders: dict[str, Path]) -> None:
-    """An end token, a mean without the instruction, a layer normalisation: left out, vectors are plausible and wrong."""
+def test_what_a_row_does_besides_its_prompts_shows_in_every_vector(
+    row: str, folders: dict[str, Path]
+) -> None:
+    """An end token, a mean without the instruction, a layer norm: without these, vectors are plausible and wrong."""
     prompt = Prompt(WIKI.strip()) if row.startswith("hkunlp/") else Prompt()
     right = resolve(folders[row], row)
     without = replace(

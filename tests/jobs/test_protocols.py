@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -96,6 +97,8 @@ def test_only_the_encoders_section_is_needed(tmp_path: Path) -> None:
     assert config == EncoderConfig(model="org/name", truncate_dim=8, dtype="bfloat16")
     with pytest.raises(ConfigurationError, match=r"encoder\.model: missing; give --model"):
         parse(["--show-protocol"])
+    with pytest.raises(click.UsageError, match="shows every task and role; leave --task out"):
+        parse(["--show-protocol", "--model", "org/name", "--task", "clustering"])
     with pytest.raises(ConfigurationError, match=r"encoder\.modle: unknown key"):
         parse(["--show-protocol", "--model", "org/name", "--set", "encoder.modle=x"])
 
@@ -131,6 +134,6 @@ def test_a_plan_says_which_views_get_raw_text(
     assert "no prompts raw text for clustering/document" in " ".join(capsys.readouterr().err.split())
     row = ["--set", "encoder.protocol=zeroentropy/zembed-1"]
     assert main([*run, *row, "--task", "retrieval", "--role", "query"]) == 0
-    printed = " ".join(capsys.readouterr().err.split())
-    assert "no prompts" not in printed
-    assert r"prompt '<|im_start|>system\nquery<|im_end|>\n<|im_start|>user\n' ... '<|im_end|>\n'" in printed
+    printed = "".join(capsys.readouterr().err.split())
+    assert "noprompts" not in printed
+    assert r"prompt'<|im_start|>system\nquery<|im_end|>\n<|im_start|>user\n'...'<|im_end|>\n'" in printed
