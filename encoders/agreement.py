@@ -53,9 +53,17 @@ def native_type(repository: Repository, family: Family | None, *, trust_remote_c
     Raises:
         UnsupportedModelError: The row knows a class, but not for this repository's configuration.
     """
-    if family is None or family.native is None or trust_remote_code:
+    if family is None:
         return None
     config = repository.json_object("config.json")
+    if family.own_code and not (trust_remote_code and config.get("auto_map")):
+        raise UnsupportedModelError(
+            f"{repository.name}: nothing but code of its own gives the vectors of {family.name}, and "
+            + ("config.json names none (auto_map)" if trust_remote_code else "it may not run")
+            + "; read that code, then allow it for a pinned revision (encoder.trust_remote_code)"
+        )
+    if family.native is None or trust_remote_code:
+        return None
     if config.get("model_type") not in family.native_of:
         if not config.get("auto_map"):
             return None

@@ -101,8 +101,10 @@ _GTE_QWEN2 = Family(
     truncate_dims=(),
     last_token="<|endoftext|>",
     ends="added",
+    forbidden_dtypes=("float16",),
+    own_code=True,  # attention looks both ways; in transformers' class of that name it does not
     licence="apache-2.0",
-    source="model card; its own code decides whether attention looks both ways, so none stands in for it",
+    source="model card; float16: embeddings-benchmark/mteb, pull request 4935",
 )
 _BGE = Family(
     repositories={

@@ -66,6 +66,7 @@ class Family:
         ends: `asserted`: the repository's tokenizer puts these tokens there, or it is an error. `added`: put there
             where it does not. `none`: the tokenizer adds no token at all, or it is an error.
         forbidden_dtypes: Number formats in which the backbone overflows.
+        own_code: Whether nothing but the repository's own code gives the model's vectors.
         native: transformers' `model_type` whose class gives the same states as the repository's own code.
         native_of: The repository's `model_type`s for which that holds.
         native_if: Settings of `config.json` for which that holds, where they are given.
@@ -91,6 +92,7 @@ class Family:
     last_token_id: int | None = None
     ends: Literal["asserted", "added", "none"] = "asserted"
     forbidden_dtypes: tuple[str, ...] = ()
+    own_code: bool = False
     native: str | None = None
     native_of: tuple[str, ...] = ()
     native_if: Mapping[str, Any] = field(default_factory=dict)

@@ -81,6 +81,8 @@ def _pooling(family: Family) -> str:
         words += ", no token is added"
     if not family.include_prompt:
         words += " without the prompt"
+    if family.own_code:
+        words += "; needs its own code (`encoder.trust_remote_code`)"
     return ", then ".join([words, *(step.replace("_", " ") for step in family.steps)])
 
 

@@ -121,7 +121,9 @@ def _describe(protocol: Protocol, tokenizer: Any, view: View, precision: str) ->
 
 def _print(console: Console, facts: dict[str, Any], views: list[dict[str, Any]]) -> None:
     """One line for each fact, never broken: of a prompt every byte counts."""
-    _print_block(console, "Protocol", {name: "-" if value is None else value for name, value in facts.items()})
+    _print_block(
+        console, "Protocol", {name: "-" if value is None else value for name, value in facts.items()}
+    )
     for view in views:
         name = f"{view['task']}/{view['role']}"
         if "refused" in view:

@@ -206,7 +206,11 @@ class EncoderConfig(_Section):
     @classmethod
     def _each_task_once(cls, value: object) -> object:
         """A task has several names; under two of them one of its values would be lost."""
-        tasks = [canonical_task(name) for name in value if isinstance(name, str)] if isinstance(value, dict) else []
+        tasks = (
+            [canonical_task(name) for name in value if isinstance(name, str)]
+            if isinstance(value, dict)
+            else []
+        )
         if repeated := next((task for task in tasks if tasks.count(task) > 1), None):
             raise ValueError(f"it gives two names of the task {shown(repeated)}; keep one of them")
         return value

@@ -74,6 +74,7 @@ class Layout:
         prompts: What config_sentence_transformers.json declares; None: there is no such file.
         length: max_seq_length of sentence_bert_config.json; None: there is no such file.
         changes: Keys of config.json that the real ones have besides.
+        code: modeling_qwen.py, where the repository brings its own.
     """
 
     tokenizer: str
@@ -85,6 +86,7 @@ class Layout:
     prompts: Mapping[str, str] | None = None
     length: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    code: str | None = None
 
 
 def _bert(positions: int) -> Callable[..., PreTrainedConfig]:
@@ -140,6 +142,20 @@ def _qwen2(**sizes: Any) -> PreTrainedConfig:
     return Qwen2Config(**sizes, max_position_embeddings=32768, num_key_value_heads=2)
 
 
+# Like gte-Qwen2's own: Qwen2, but every token sees all others.
+_BOTH_WAYS = """
+from transformers import Qwen2Config
+from transformers.models.qwen2 import modeling_qwen2
+
+
+class Qwen2Model(modeling_qwen2.Qwen2Model):
+    config_class = Qwen2Config
+
+    def forward(self, input_ids=None, attention_mask=None, **more):
+        length = input_ids.shape[1]
+        mask = attention_mask.bool()[:, None, None, :].expand(-1, 1, length, -1)
+        return super().forward(input_ids=input_ids, attention_mask=mask, **more)
+"""
 _IDENTITY = "linear.Identity"
 _QWEN_QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 _REMOTE = {"auto_map": {"AutoConfig": "configuration.Config", "AutoModel": "modeling.Model"}}
@@ -188,6 +204,8 @@ LAYOUTS: dict[str, Layout] = {
         modules=[legacy("lasttoken"), NORMALIZE],
         prompts={"query": _QWEN_QUERY + " "},
         length=32768,
+        changes={"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}},
+        code=_BOTH_WAYS,
     ),
     "BAAI/bge-base-en-v1.5": Layout(
         "wordpiece", _bert(512), "cls", modules=[legacy("cls"), NORMALIZE], length=512
@@ -300,12 +318,14 @@ def write_family(folder: Path, row: str, **changed: Any) -> Path:
         backbone = own.get(config.model_type, AutoModel.from_config)(config)
         for name, parameter in backbone.named_parameters():
             if "norm" in name.lower():  # not 1 and 0, which would hide a layer norm behind the backbone's own
-                torch.nn.init.normal_(parameter, mean=float(parameter.mean()), std=0.2)
+                torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.2)
             else:
                 torch.nn.init.normal_(parameter, std=0.2)
     backbone.save_pretrained(folder)
     if layout.changes:
         edit_json(folder / "config.json", **layout.changes)
+    if layout.code is not None:
+        (folder / "modeling_qwen.py").write_text(layout.code)
     if layout.modules is not None:
         write_modules(folder, layout.modules)
     if layout.length is not None:
@@ -365,7 +385,7 @@ def recipe(
     layout = LAYOUTS[row]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     half = T5EncoderModel if layout.tokenizer == "unigram-t5" else AutoModel
-    model = half.from_pretrained(folder).eval()
+    model = half.from_pretrained(folder, trust_remote_code=layout.code is not None).eval()
     vectors, fed = [], []
     for whole in wholes:
         ids = tokenizer(whole)["input_ids"]
@@ -374,7 +394,10 @@ def recipe(
         if row == "Alibaba-NLP/gte-Qwen2-1.5B-instruct":
             ids = [*ids, tokenizer.convert_tokens_to_ids("<|endoftext|>")]
         with torch.no_grad():
-            states = model(input_ids=torch.tensor([ids])).last_hidden_state[0].double()
+            inputs = torch.tensor([ids])
+            states = (
+                model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).last_hidden_state[0].double()
+            )
         # Without its end token, the instruction's tokens are those that the pooled ones follow.
         left_out = len(tokenizer(instruction)["input_ids"]) - 1 if instruction else 0
         pooled = {"mean": states[left_out:].mean(dim=0), "cls": states[0], "lasttoken": states[-1]}[

@@ -116,7 +116,9 @@ TEXTS_OF = [text.strip() for text in TEXTS]
 
 
 def options_of(row: str, **more: Any) -> EncoderOptions:
-    told = {"instruction": WIKI} if row.startswith("hkunlp/") else {}
+    told: dict[str, Any] = {"instruction": WIKI} if row.startswith("hkunlp/") else {}
+    if LAYOUTS[row].code is not None:
+        told["trust_remote_code"] = True
     return EncoderOptions(protocol=row, **told, **more)
 
 
@@ -296,6 +298,19 @@ def test_a_tokenizer_with_other_ends_than_the_row_says_is_refused(
     protocol = resolve(write_family(tmp_path / "model", row, **changed), row)
     with pytest.raises(UnsupportedModelError, match=message):
         Tokenizer(protocol)
+
+
+def test_a_model_that_only_its_own_code_computes_is_refused_without_it(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    row = "Alibaba-NLP/gte-Qwen2-1.5B-instruct"
+    with pytest.raises(
+        UnsupportedModelError, match=r"nothing but code of its own gives the vectors.*may not run"
+    ):
+        resolve_protocol(str(folders[row]), options=EncoderOptions(protocol=row))
+    without = write_family(tmp_path / "model", row, changes={}, code=None)
+    with pytest.raises(UnsupportedModelError, match=r"config\.json names none"):
+        resolve(without, row)
 
 
 def test_an_end_token_that_the_row_adds_is_added_once(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
         st.sampled_from(["retrieval", "code"]),
         st.text() | st.dictionaries(st.sampled_from(["query", "document"]), st.text()),
     ),
-    "encoder.protocol": st.none() | st.sampled_from(["intfloat/e5-base-v2", {"pooling": "cls", "truncate_dims": [8]}]),
+    "encoder.protocol": st.none()
+    | st.sampled_from(["intfloat/e5-base-v2", {"pooling": "cls", "truncate_dims": [8]}]),
     "encoder.truncate_dim": st.none() | st.integers(min_value=1),
     "encoder.force_truncate_dim": st.just(False),
     "encoder.normalize": st.none() | st.booleans(),
@@ -469,7 +470,10 @@ def test_every_flag_names_a_field() -> None:
         ([("encoder.prompt", "none"), ("encoder.instruction", "Find it")], "an instruction is given"),
         ([("encoder.force_truncate_dim", True)], "force_truncate_dim is true, and truncate_dim is null"),
         ([("encoder.prompts", {"STS": {}, "text-matching": {}})], "two names of the task 'text-matching'"),
-        ([("encoder.instruction", {"Clustering": "a", "clustering": "b"})], "two names of the task 'clustering'"),
+        (
+            [("encoder.instruction", {"Clustering": "a", "clustering": "b"})],
+            "two names of the task 'clustering'",
+        ),
         ([("encoder.instruction", {"retrieval": {"passage": "a"}})], "encoder.instruction"),
         ([("encoder.protocol", 3)], "encoder.protocol: given 3; allowed: model id"),
     ],
@@ -481,6 +485,8 @@ def test_what_would_be_ignored_or_is_ambiguous_is_refused(
 
 
 def test_mtebs_task_types_are_other_names_of_the_tasks() -> None:
-    config = load(("output.views", ["STS", "Reranking/query"]), ("encoder.prompts", {"Clustering": {"document": ""}}))
+    config = load(
+        ("output.views", ["STS", "Reranking/query"]), ("encoder.prompts", {"Clustering": {"document": ""}})
+    )
     assert [str(view) for view in config.output.views] == ["text-matching", "retrieval/query"]
     assert config.encoder.prompts == {"clustering": {"document": ""}}
