@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
@@ -22,7 +24,6 @@ from transformers import (
     EuroBertConfig,
     Gemma3TextConfig,
     Gemma3TextModel,
-    GteConfig,
     JinaEmbeddingsV3Config,
     MistralConfig,
     ModernBertConfig,
@@ -125,6 +126,12 @@ def _decoder(kind: Callable[..., PreTrainedConfig], positions: int) -> Callable[
     )
 
 
+def _gte(**sizes: Any) -> PreTrainedConfig:
+    if not hasattr(transformers, "GteConfig"):
+        pytest.skip("this transformers has no GteModel yet")
+    return transformers.GteConfig(**sizes, max_position_embeddings=8192)
+
+
 def _gemma(**sizes: Any) -> PreTrainedConfig:
     return Gemma3TextConfig(
         **sizes,
@@ -180,7 +187,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "Alibaba-NLP/gte-base-en-v1.5": Layout(
         "wordpiece",
-        lambda **sizes: GteConfig(**sizes, max_position_embeddings=8192),
+        _gte,
         "cls",
         modules=[legacy("cls"), NORMALIZE],
         length=8192,
@@ -188,7 +195,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "Alibaba-NLP/gte-multilingual-base": Layout(
         "unigram",
-        lambda **sizes: GteConfig(**sizes, max_position_embeddings=8192),
+        _gte,
         "cls",
         modules=[legacy("cls"), NORMALIZE],
         length=8192,
