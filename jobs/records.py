@@ -104,6 +104,7 @@ class ViewRecord(_Record):
     revision: str
     adapter: str | None
     prompt: str
+    suffix: str | None = None  # what stands behind a text, where the model wants something there
     dim: int
     precision: str
     normalized: bool
