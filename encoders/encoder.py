@@ -43,7 +43,7 @@ class Encoded:
     """The vectors of one call.
 
     Attributes:
-        vectors: float32 `[num_texts, dim]`.
+        vectors: float32 `[num_texts, dim]`; `[num_stretches, dim]` of texts that have stretches.
         num_padding: Padding tokens that were computed besides the texts' own; none where texts are packed.
     """
 
@@ -105,13 +105,13 @@ class Encoder:
         return cls(protocol, backbone, target, budget, num_threads)
 
     def encode(self, texts: TokenizedTexts) -> Encoded:
-        """Vectors of texts of at least one token each, in their order."""
-        assert (texts.lengths > 0).all()
-        vectors = np.empty((len(texts), self.protocol.dim), dtype=np.float32)
+        """Vectors of texts, or of their stretches, of at least one token each, in their order."""
+        assert (texts.lengths > 0).all() and (texts.pooled_lengths > 0).all()
+        vectors = np.empty((len(texts.pooled_lengths), self.protocol.dim), dtype=np.float32)
         num_padding = 0
         batches = list(token_budget_batches(texts, self.max_batch_tokens, padded=not self._forward.packed))
         for batch, result in zip(batches, self._encode_batches(batches), strict=True):
-            vectors[batch.rows] = result
+            vectors[batch.vector_rows] = result
             num_padding += 0 if self._forward.packed else batch.num_padding
         return Encoded(vectors, num_padding)
 
@@ -122,10 +122,12 @@ class Encoder:
     @torch.inference_mode()
     def _encode_batch(self, batch: Batch) -> npt.NDArray[np.float32]:
         states = self._forward(batch)
-        lengths, prompt_lengths = (
-            torch.from_numpy(counts).to(self.device) for counts in (batch.lengths, batch.prompt_lengths)
-        )
-        vectors = self._finish(pool(states, lengths, prompt_lengths, self.protocol.pooling.modes))
+        lengths, prompt_lengths = batch.lengths, batch.prompt_lengths
+        if batch.stretches is not None:
+            states = states[torch.from_numpy(batch.stretches.tokens(lengths)).to(self.device)]
+            lengths, prompt_lengths = batch.stretches.lengths, np.zeros_like(batch.stretches.lengths)
+        counted = (torch.from_numpy(counts).to(self.device) for counts in (lengths, prompt_lengths))
+        vectors = self._finish(pool(states, *counted, self.protocol.pooling.modes))
         return vectors.cpu().numpy()
 
 

@@ -111,8 +111,8 @@ class Protocol:
             )
         return prompts[view.role]
 
-    def space(self, task: str, precision: str) -> Space:
-        """The space of the vectors of a task, stored with a precision.
+    def space(self, task: str, precision: str, *, late_chunk: bool = False) -> Space:
+        """The space of the vectors of a task, stored with a precision, of whole texts or of chunks cut late.
 
         Raises:
             TaskError: The model has no such task.
@@ -136,8 +136,11 @@ class Protocol:
             "max_seq_length": self.max_seq_length,
             "do_lower_case": self.do_lower_case,
         }
+        if late_chunk:  # pooled from a text's own tokens alone, whatever else stands around them
+            content["late_chunk"] = True
         revision = repository.revision.removeprefix("sha256:")[:12]
-        return Space(digest(content), f"{repository.name}@{revision}/{task}/{self.dim}/{precision}")
+        name = f"{repository.name}@{revision}/{task}/{self.dim}/{precision}"
+        return Space(digest(content), f"{name}/late_chunk" if late_chunk else name)
 
     def _prompt_or_none(self, view: View) -> str | None:
         try:

@@ -6,7 +6,7 @@ Python object per token. Truncation keeps the model's special tokens, on the sid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ import numpy.typing as npt
 
 from encoders.errors import ModelNotFoundError, TaskError, UnsupportedModelError
 from encoders.protocol import Protocol
+from encoders.stretches import Stretches
 
 # Encodings hold offsets and strings besides the ids, about 1 KB a token: drop them as we go.
 _CHUNK_TEXTS = 1024
+_WHOLE_TEXTS = 16
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class TokenizedTexts:
         offsets: int64 `[num_texts + 1]`; text i is `token_ids[offsets[i]:offsets[i + 1]]`.
         prompt_lengths: int32 `[num_texts]`; leading tokens that pooling leaves out (attention sees them).
         truncated: bool `[num_texts]`; whether the model does not see the whole text.
+        stretches: What gets a vector in place of each text; None where that is the text itself.
     """
 
     token_ids: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     prompt_lengths: npt.NDArray[np.int32]
     truncated: npt.NDArray[np.bool_]
+    stretches: Stretches | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -44,6 +48,16 @@ class TokenizedTexts:
         """Tokens of each text, `[num_texts]`."""
         return np.diff(self.offsets)
 
+    @property
+    def pooled_lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens that belong to each vector, `[num_vectors]`."""
+        return self.lengths if self.stretches is None else self.stretches.lengths
+
+    @property
+    def pooled_truncated(self) -> npt.NDArray[np.bool_]:
+        """Whether the model does not see the whole text of each vector, `[num_vectors]`."""
+        return self.truncated if self.stretches is None else np.repeat(self.truncated, self.stretches.counts)
+
     def take(self, rows: npt.NDArray[np.int64]) -> TokenizedTexts:
         """The texts of some rows, in that order."""
         ids = [self.token_ids[self.offsets[row] : self.offsets[row + 1]] for row in rows]
@@ -52,7 +66,33 @@ class TokenizedTexts:
             offsets=_offsets(self.lengths[rows]),
             prompt_lengths=self.prompt_lengths[rows],
             truncated=self.truncated[rows],
+            stretches=None if self.stretches is None else self.stretches.take(rows),
         )
+
+
+@dataclass(frozen=True)
+class WholeText:
+    """One text's tokens with its prompt, nothing cut off.
+
+    Attributes:
+        token_ids: int32 `[num_tokens]`.
+        char_starts: int64 `[num_tokens]`; first character of the text that the token stands for.
+        char_ends: int64 `[num_tokens]`; behind the last one. Equal where the token stands for none of the text.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    char_starts: npt.NDArray[np.int64]
+    char_ends: npt.NDArray[np.int64]
+
+    @property
+    def own(self) -> npt.NDArray[np.int64]:
+        """The tokens that stand for some of the text."""
+        return np.flatnonzero(self.char_ends > self.char_starts)
+
+    @property
+    def own_characters(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """What they stand for: first characters, and behind the last ones."""
+        return self.char_starts[self.own], self.char_ends[self.own]
 
 
 class Tokenizer:
@@ -69,7 +109,8 @@ class Tokenizer:
         self._all_special_ids = frozenset(tokenizer.all_special_ids)
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
-        self._backend.enable_truncation(protocol.max_seq_length, direction=tokenizer.truncation_side)
+        self.truncation_side: str = tokenizer.truncation_side
+        self._truncate()
         if protocol.do_lower_case:
             _prepend_lowercase(self._backend)
         if any(any(encoding.type_ids) for encoding in self._backend.encode_batch(["a b", ""])):
@@ -104,6 +145,29 @@ class Tokenizer:
         lengths = np.array([len(ids) for ids in parts], np.int64)
         token_ids = np.concatenate(parts) if parts else np.empty(0, np.int32)
         return TokenizedTexts(token_ids, _offsets(lengths), prompt_lengths, truncated)
+
+    def whole_text(self, text: str, prompt: str = "") -> WholeText:
+        """The tokens of `prompt + text`, nothing cut off, and the characters of the text that they stand for."""
+        [whole] = self.whole_texts([text], prompt)
+        return whole
+
+    def whole_texts(self, texts: Sequence[str], prompt: str = "") -> Iterator[WholeText]:
+        """The same for many texts."""
+        for start in range(0, len(texts), _WHOLE_TEXTS):
+            some = texts[start : start + _WHOLE_TEXTS]
+            self._backend.no_truncation()
+            try:
+                encodings = self._backend.encode_batch([prompt + text for text in some])
+            finally:
+                self._truncate()
+            for text, encoding in zip(some, encodings, strict=True):
+                characters = np.array(encoding.offsets, np.int64).reshape(-1, 2) - len(prompt)
+                characters[np.array(encoding.special_tokens_mask, np.bool_)] = 0
+                starts, ends = np.clip(characters, 0, len(text)).T
+                yield WholeText(np.array(encoding.ids, np.int32), starts, ends)
+
+    def _truncate(self) -> None:
+        self._backend.enable_truncation(self.protocol.max_seq_length, direction=self.truncation_side)
 
     def _left_out(self, prompt: str) -> npt.NDArray[np.int32]:
         """The prompt's own tokens, where pooling leaves them out; none where it takes all tokens.

@@ -29,6 +29,7 @@ import click
 from rich.console import Console
 
 from encoders.errors import EncoderError, TaskvecError
+from encoders.late_chunking import refuse_late_chunking
 from encoders.protocol import EncoderOptions, Protocol, resolve_protocol
 from encoders.tasks import view_of
 from jobs.cli import PROGRAM, parse
@@ -41,7 +42,7 @@ from jobs.holdings import Holdings, refuse_other_dataset, take_stock
 from jobs.parts import refuse_clashes
 from jobs.plan import Plan, lay_out, make_plan, unknown_shards
 from jobs.progress import ProgressLine, Tally
-from jobs.records import Manifest, ReadingRecord, ViewRecord
+from jobs.records import LongTextRecord, Manifest, ReadingRecord, ViewRecord
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec
 from jobs.storage import Store, open_store
@@ -130,6 +131,8 @@ def _set_up(config: JobConfig) -> _Job:
     )
     try:
         protocol = resolve_protocol(encoder.model, encoder.revision, options)
+        if encoder.long_text == "late_chunk":
+            refuse_late_chunking(protocol)
         records = {}
         views = []
         for asked in config.output.views:
@@ -139,7 +142,9 @@ def _set_up(config: JobConfig) -> _Job:
                     f"output.views names {view} twice (a symmetric task's only side is document)"
                 )
             prompt = protocol.prompt(view)  # first, for its error names the view
-            space = protocol.space(view.task, encoder.precision)
+            space = protocol.space(
+                view.task, encoder.precision, late_chunk=encoder.long_text == "late_chunk"
+            )
             records[str(view)] = ViewRecord(
                 task=view.task,
                 role=view.role,
@@ -161,7 +166,8 @@ def _set_up(config: JobConfig) -> _Job:
         raise ConfigurationError(str(error)) from error
     source, target = config.input.location(), config.output.location()
     corpus = list_corpus(source)
-    refuse_clashes(corpus.partition_keys, config.input.columns())
+    chunks = encoder.long_text in ("chunk", "late_chunk")
+    refuse_clashes(corpus.partition_keys, config.input.columns(), chunks=chunks)
     refuse_overlap(corpus, source, target)
     store = open_store(target)
     holdings = take_stock(store)
@@ -200,7 +206,7 @@ def _plan(job: _Job, footers: Sequence[Footer | BadShard]) -> tuple[Plan, Readin
             f"{len(layout.bad_shards)} of {len(job.corpus.shards)} shards cannot be read ({first}); "
             "mend them, or go on without them: input.on_bad_shard=skip"
         )
-    reading = Reading(source.columns(), source.text_joiner, layout.carried)
+    reading = Reading(source.columns(), source.text_joiner, layout.carried, _long_text(job))
     plan = make_plan(job.corpus, layout, reading, job.views, job.holdings)
     if not plan.num_rows:
         raise CorpusError(
@@ -208,6 +214,18 @@ def _plan(job: _Job, footers: Sequence[Footer | BadShard]) -> tuple[Plan, Readin
             "published in place of a full one: check what writes the corpus"
         )
     return plan, reading
+
+
+def _long_text(job: _Job) -> LongTextRecord | None:
+    encoder = job.config.encoder
+    if encoder.long_text == "truncate":
+        return None
+    return LongTextRecord(
+        mode=encoder.long_text,
+        chunk_tokens=encoder.chunk_tokens,
+        chunk_overlap=encoder.chunk_overlap,
+        prompts=tuple(sorted({spec.prompt for spec in job.views})),
+    )
 
 
 def _connect(config: JobConfig) -> float:
