@@ -69,7 +69,9 @@ class Atoms:
     def of(cls, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Atoms:
         """From the characters of the tokens, none of them empty, `[num_tokens]` each."""
         reach = np.maximum.accumulate(ends) if len(ends) else ends
-        firsts = np.flatnonzero(np.concatenate([np.ones(min(1, len(ends)), np.bool_), starts[1:] >= reach[:-1]]))
+        firsts = np.flatnonzero(
+            np.concatenate([np.ones(min(1, len(ends)), np.bool_), starts[1:] >= reach[:-1]])
+        )
         lasts = np.concatenate([firsts[1:], np.full(min(1, len(ends)), len(ends))])
         return cls(lasts.astype(np.int64), starts[firsts], reach[lasts - 1])
 

@@ -106,7 +106,8 @@ class Encoder:
 
     def encode(self, texts: TokenizedTexts) -> Encoded:
         """Vectors of texts, or of their stretches, of at least one token each, in their order."""
-        assert (texts.lengths > 0).all() and (texts.pooled_lengths > 0).all()
+        assert (texts.lengths > 0).all()
+        assert (texts.pooled_lengths > 0).all()
         vectors = np.empty((len(texts.pooled_lengths), self.protocol.dim), dtype=np.float32)
         num_padding = 0
         batches = list(token_budget_batches(texts, self.max_batch_tokens, padded=not self._forward.packed))
@@ -124,11 +125,14 @@ class Encoder:
         states = self._forward(batch)
         lengths, prompt_lengths = batch.lengths, batch.prompt_lengths
         if batch.stretches is not None:
-            states = states[torch.from_numpy(batch.stretches.tokens(lengths)).to(self.device)]
+            states = states[self._counts(batch.stretches.tokens(lengths))]
             lengths, prompt_lengths = batch.stretches.lengths, np.zeros_like(batch.stretches.lengths)
-        counted = (torch.from_numpy(counts).to(self.device) for counts in (lengths, prompt_lengths))
-        vectors = self._finish(pool(states, *counted, self.protocol.pooling.modes))
+        modes = self.protocol.pooling.modes
+        vectors = self._finish(pool(states, self._counts(lengths), self._counts(prompt_lengths), modes))
         return vectors.cpu().numpy()
+
+    def _counts(self, counts: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(counts).to(self.device)
 
 
 def _device(device: str) -> torch.device:

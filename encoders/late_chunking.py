@@ -23,7 +23,7 @@ from encoders.chunking import Atoms, Chunker, Chunks, windows
 from encoders.errors import UnsupportedModelError
 from encoders.protocol import Protocol
 from encoders.stretches import Stretches
-from encoders.tokenizer import TokenizedTexts, Tokenizer, WholeText
+from encoders.tokenizer import TokenizedTexts, WholeText
 
 POOLING_MODES = ("mean", "mean_sqrt_len_tokens", "max", "lasttoken")
 

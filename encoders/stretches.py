@@ -52,5 +52,6 @@ class Stretches:
 
 def runs(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """`start, start + 1, ...` for each start, as long as its length says, end to end."""
-    ends = np.cumsum(lengths)
-    return np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+    before: npt.NDArray[np.int64] = np.cumsum(lengths) - lengths
+    within: npt.NDArray[np.int64] = np.arange(lengths.sum()) - np.repeat(before, lengths)
+    return within + np.repeat(starts, lengths)

@@ -48,7 +48,10 @@ def token_columns(key: int, texts: TokenizedTexts) -> dict[str, pa.Array]:
         f"truncated_{key}": pa.array(texts.truncated),
     }
     if texts.stretches is not None:
-        first_and_length = (("stretch_starts", texts.stretches.starts), ("stretch_lengths", texts.stretches.lengths))
+        first_and_length = (
+            ("stretch_starts", texts.stretches.starts),
+            ("stretch_lengths", texts.stretches.lengths),
+        )
         offsets = pa.array(texts.stretches.offsets)
         for name, values in first_and_length:
             columns[f"{name}_{key}"] = pa.LargeListArray.from_arrays(offsets, pa.array(values))
@@ -60,7 +63,9 @@ def tokens_of(table: pa.Table, key: int) -> TokenizedTexts:
     ids = _lists(table, f"token_ids_{key}", pa.int32())
     stretches = None
     if f"stretch_starts_{key}" in table.column_names:
-        starts, lengths = (_lists(table, f"stretch_{name}_{key}", pa.int64()) for name in ("starts", "lengths"))
+        starts, lengths = (
+            _lists(table, f"stretch_{name}_{key}", pa.int64()) for name in ("starts", "lengths")
+        )
         stretches = Stretches(starts.offsets.to_numpy(), starts.values.to_numpy(), lengths.values.to_numpy())
     return TokenizedTexts(
         token_ids=ids.values.to_numpy(),
@@ -73,7 +78,9 @@ def tokens_of(table: pa.Table, key: int) -> TokenizedTexts:
 
 def _lists(table: pa.Table, name: str, kind: pa.DataType) -> pa.LargeListArray:
     lists = table[name].combine_chunks()
-    return pa.array([], pa.large_list(kind)) if isinstance(lists, pa.ChunkedArray) else lists  # no text at all
+    return (
+        pa.array([], pa.large_list(kind)) if isinstance(lists, pa.ChunkedArray) else lists
+    )  # no text at all
 
 
 def vector_columns(key: int, texts: TokenizedTexts, vectors: np.ndarray) -> dict[str, pa.Array]:

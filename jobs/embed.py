@@ -142,9 +142,7 @@ def _set_up(config: JobConfig) -> _Job:
                     f"output.views names {view} twice (a symmetric task's only side is document)"
                 )
             prompt = protocol.prompt(view)  # first, for its error names the view
-            space = protocol.space(
-                view.task, encoder.precision, late_chunk=encoder.long_text == "late_chunk"
-            )
+            space = protocol.space(view.task, encoder.precision, late_chunk=encoder.long_text == "late_chunk")
             records[str(view)] = ViewRecord(
                 task=view.task,
                 role=view.role,

@@ -97,9 +97,7 @@ class Reader:
         rows = rows.without(np.flatnonzero(too_long[~empty]).tolist(), TOO_LONG, self._run.reading, shard)
         return rows, [texts.take(np.flatnonzero(~(empty | too_long))) for texts in wanted]
 
-    def _chunk_late(
-        self, chunker: LateChunker, rows: Rows, work: Work
-    ) -> tuple[Rows, list[TokenizedTexts]]:
+    def _chunk_late(self, chunker: LateChunker, rows: Rows, work: Work) -> tuple[Rows, list[TokenizedTexts]]:
         """A row a chunk, and the token ids of the texts that the chunks were cut from."""
         chunks, tokenized = chunker.cut_in_place(rows.texts)
         kept = np.flatnonzero(chunks.counts)

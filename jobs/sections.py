@@ -164,14 +164,14 @@ class EncoderConfig(_Section):
     )
     long_text: LongText = Field(
         default="truncate",
-        description="What to do with a text that the model cannot take whole. truncate: cut the rest; reject: no vector, "
-        "and the reason; chunk: a vector for each piece, as if it were a text; late_chunk: encode the text once (what "
-        "is beyond the model's length is cut) and pool each piece's own tokens, also of texts that fit.",
+        description="What to do with a text that the model cannot take whole. truncate: cut the rest; "
+        "reject: no vector; chunk: a vector for each piece, as if it were a text; late_chunk: encode the text "
+        "once, as far as the model takes it, and pool each piece's own tokens.",
     )
     chunk_tokens: PositiveInt | None = Field(
         default=None,
-        description="Tokens of a piece, without prompt and special tokens. null: as many as the model takes; "
-        "late_chunk needs a number.",
+        description="Tokens of a piece, without prompt and special tokens; shorter texts are one piece. null: as "
+        "many as the model takes; late_chunk needs a number.",
     )
     chunk_overlap: NonNegativeInt = Field(
         default=0, description="Tokens that a piece repeats of the one before; fewer than chunk_tokens."
