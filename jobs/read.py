@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -28,20 +29,25 @@ class Reader:
         prompts = ["", *(spec.prompt for spec in run.views)]
         # Under which an empty text has no token; none where the tokenizer adds special tokens, as most do.
         self._emptying_prompts = [one for one in prompts if not self._tokenizer.prepare([""], one).lengths[0]]
+        long_text = run.reading.long_text
         # Under which a text must fit, or be a reject; none in the other modes.
-        self._limiting_prompts: list[str] = []
-        self._chunker: Chunker | None = None
-        self._late_chunker: LateChunker | None = None
-        if long_text := run.reading.long_text:
-            settings = (long_text.chunk_tokens, long_text.chunk_overlap)
-            match long_text.mode:
-                case "reject":
-                    self._limiting_prompts = prompts[1:]
-                case "chunk":
-                    asked = [*prompts[1:], *self._emptying_prompts]
-                    self._chunker = Chunker(self._tokenizer, asked, *settings)
-                case "late_chunk":
-                    self._late_chunker = LateChunker(self._tokenizer, prompts[1:], *settings)
+        self._limiting_prompts = prompts[1:] if long_text is not None and long_text.mode == "reject" else []
+
+    @cached_property
+    def _chunker(self) -> Chunker | None:
+        """What cuts texts, in the modes that do.
+
+        It is made at the first fragment: why a call fails comes through Ray as it is, why an actor does not start as
+        a page of Ray's own.
+        """
+        long_text = self._run.reading.long_text
+        if long_text is None or not long_text.chunks:
+            return None
+        prompts = [spec.prompt for spec in self._run.views]
+        if long_text.mode == "late_chunk":
+            return LateChunker(self._tokenizer, prompts, long_text.chunk_tokens, long_text.chunk_overlap)
+        prompts += self._emptying_prompts
+        return Chunker(self._tokenizer, prompts, long_text.chunk_tokens, long_text.chunk_overlap)
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Read and tokenize one fragment."""
@@ -79,8 +85,8 @@ class Reader:
         or later: which views happen to be missing must not decide which rows one of them holds. So it is with texts
         that are too long, and with where they are cut.
         """
-        if self._late_chunker is not None:
-            return self._chunk_late(self._late_chunker, rows, work)
+        if isinstance(self._chunker, LateChunker):
+            return self._chunk_late(self._chunker, rows, work)
         shard = work.fragment.shard.path
         if self._chunker is not None:
             rows = chunk_rows(rows, self._chunker.cut(rows.texts), self._run.reading, shard)
