@@ -28,10 +28,12 @@ from typing import Any
 import click
 from rich.console import Console
 
+from encoders.chunking import Chunker
 from encoders.errors import EncoderError, TaskvecError
 from encoders.late_chunking import refuse_late_chunking
 from encoders.protocol import EncoderOptions, Protocol, resolve_protocol
 from encoders.tasks import view_of
+from encoders.tokenizer import Tokenizer
 from jobs.cli import PROGRAM, parse
 from jobs.commit import build_manifest, publish, sweep
 from jobs.config import JobConfig, dump_config
@@ -112,6 +114,7 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         return show_plan(console, plan, job.records, job.store.location.uri)
     tally = Tally()
     if plan.work:
+        _check_chunks(job, reading)
         ray_seconds += _connect(config)
         _embed(job, plan, reading, tally, console)
     manifest, changed = _commit(job, plan, tally, reading.record())
@@ -224,6 +227,15 @@ def _long_text(job: _Job) -> LongTextRecord | None:
         chunk_overlap=encoder.chunk_overlap,
         prompts=tuple(sorted({spec.prompt for spec in job.views})),
     )
+
+
+def _check_chunks(job: _Job, reading: Reading) -> None:
+    """Refuse chunks that do not fit here, before Ray starts: there the reason would be at the end of a long page."""
+    if reading.long_text is not None and reading.long_text.chunks:
+        prompts = [spec.prompt for spec in job.views]
+        Chunker(
+            Tokenizer(job.protocol), prompts, reading.long_text.chunk_tokens, reading.long_text.chunk_overlap
+        )
 
 
 def _connect(config: JobConfig) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -32,14 +31,10 @@ class Reader:
         long_text = run.reading.long_text
         # Under which a text must fit, or be a reject; none in the other modes.
         self._limiting_prompts = prompts[1:] if long_text is not None and long_text.mode == "reject" else []
+        self._chunker = self._make_chunker()
 
-    @cached_property
-    def _chunker(self) -> Chunker | None:
-        """What cuts texts, in the modes that do.
-
-        It is made at the first fragment: why a call fails comes through Ray as it is, why an actor does not start as
-        a page of Ray's own.
-        """
+    def _make_chunker(self) -> Chunker | None:
+        """What cuts texts, in the modes that do."""
         long_text = self._run.reading.long_text
         if long_text is None or not long_text.chunks:
             return None
