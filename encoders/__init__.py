@@ -3,10 +3,15 @@
     repository   where a model's files are, and which revision they are
     modules      what they say of the steps after the backbone: pooling, projection, normalisation
     transformer  what they say of the backbone: length, case, and what is not done
-    protocol     the whole of it: the two above, prompts, truncation, and what the configuration changed
+    families     what they leave unsaid, family by family: rows of data (family is their type, jina has more of them)
+    agreement    the row of a repository, and that the two do not contradict each other
+    prompts      what goes around a text; dimensions: which slices of a vector are vectors too
+    options      what a configuration may change
+    protocol     the whole of it
+    reference    the table of families as README shows it
     tasks        what a vector is for, and on which side of the comparison its text stands
     space        where vectors may be compared, as one id
-    tokenizer    texts -> ragged token ids                               (CPU; overlaps with what follows)
+    tokenizer    texts -> ragged token ids; ends: the special tokens      (CPU; overlaps with what follows)
     chunking     long texts -> pieces that fit
     late_chunking, stretches    ... or pieces that are pooled from the whole text's token states
     batching     ragged token ids -> padded batches within a token budget
@@ -15,6 +20,6 @@
     loading      weights -> backbone
     encoder      the five above around one backbone on one device
 
-The first six read small JSON files and import neither torch nor transformers, so a driver that only plans
+Those above the tokenizer read small JSON files and import neither torch nor transformers, so a driver that only plans
 starts at once. This package knows nothing of Ray, Parquet or storage.
 """

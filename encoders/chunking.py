@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from encoders.errors import EncoderError
+from encoders.family import Prompt
 from encoders.tokenizer import Tokenizer
 
 
@@ -115,7 +116,11 @@ class Chunker:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompts: Sequence[str], chunk_tokens: int | None, chunk_overlap: int
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str | Prompt],
+        chunk_tokens: int | None,
+        chunk_overlap: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._prompts = tuple(dict.fromkeys(prompts))

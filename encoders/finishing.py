@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from encoders.errors import EncoderError, ModelNotFoundError, UnsupportedModelError
-from encoders.modules import Dense, LayerNorm, Normalize, Step
+from encoders.modules import Dense, LayerNorm, Normalize, Standardize, Step
 from encoders.protocol import Protocol
 
 
@@ -43,10 +43,17 @@ class _L2Norm(nn.Module):
         return nn.functional.normalize(vectors, dim=-1)
 
 
+class _Standardization(nn.Module):
+    def forward(self, vectors: Tensor) -> Tensor:
+        return nn.functional.layer_norm(vectors, vectors.shape[-1:])
+
+
 def _load_step(protocol: Protocol, step: Step) -> nn.Module:
     match step:
         case Normalize():
             return _L2Norm()
+        case Standardize():
+            return _Standardization()
         case LayerNorm(folder, dimension):
             module = nn.ModuleDict({"norm": nn.LayerNorm(dimension)})
             _load_weights(protocol, folder, module)

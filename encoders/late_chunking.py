@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from encoders.chunking import Atoms, Chunker, Chunks, windows
 from encoders.errors import UnsupportedModelError
+from encoders.family import Prompt
 from encoders.protocol import Protocol
 from encoders.stretches import Stretches
 from encoders.tokenizer import TokenizedTexts, WholeText
@@ -72,7 +73,7 @@ class LateChunker(Chunker):
         EncoderError: Chunks of that size do not fit, or the overlap leaves no headway.
     """
 
-    def cut_in_place(self, texts: Sequence[str]) -> tuple[Chunks, Mapping[str, TokenizedTexts]]:
+    def cut_in_place(self, texts: Sequence[str]) -> tuple[Chunks, Mapping[str | Prompt, TokenizedTexts]]:
         """Chunks of each text, and under each prompt the texts' tokens with the stretch of each chunk.
 
         A text of which the model sees no token has no chunk, and no stretch.
@@ -81,7 +82,7 @@ class LateChunker(Chunker):
         truncated = np.logical_or.reduce([tokens.truncated for tokens in tokenized.values()])
         whole = [self._tokenizer.whole_texts(texts, prompt) for prompt in ("", *self._prompts)]
         spans: list[list[tuple[int, int]]] = []
-        stretches: dict[str, list[tuple[int, int]]] = {prompt: [] for prompt in self._prompts}
+        stretches: dict[str | Prompt, list[tuple[int, int]]] = {prompt: [] for prompt in self._prompts}
         for row, (bare, *prompted) in enumerate(zip(*whole, strict=True)):
             seen = [
                 _seen(one, tokens, row, self._tokenizer.truncation_side)

@@ -28,6 +28,7 @@ POOLING_MODES = tuple(_LEGACY_POOLING.values())
 
 # torch.nn classes that a Dense may name. The path is data from a repository, so it is never imported.
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+_OURS = "sentence_transformers."
 _INPUTS = ("module_input_name", "module_output_name")
 
 
@@ -60,11 +61,16 @@ class LayerNorm:
 
 
 @dataclass(frozen=True)
+class Standardize:
+    """Layer normalisation without weights, over the whole vector."""
+
+
+@dataclass(frozen=True)
 class Normalize:
     """Division by the L2 norm."""
 
 
-Step = Dense | LayerNorm | Normalize
+Step = Dense | LayerNorm | Standardize | Normalize
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,14 @@ class Modules:
     transformer_folder: str
     pooling: Pooling
     steps: tuple[Step, ...]
+    states_include_prompt: bool = False
+
+
+def asks_for_own_code(repository: Repository) -> bool:
+    """Whether `modules.json` lists a class that the repository brings itself."""
+    listed = repository.json("modules.json")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return any(not str(entry.get("type")).startswith(_OURS) for entry in entries)
 
 
 def read_modules(repository: Repository) -> Modules:
@@ -92,10 +106,11 @@ def read_modules(repository: Repository) -> Modules:
     transformer_folder: str | None = None
     pooling: Pooling | None = None
     steps: list[Step] = []
+    states_include_prompt = False
     for place, entry in enumerate(listed):  # in the file's order; `idx` only says it again
         path, folder = str(entry.get("type")), str(entry.get("path", ""))
         kind = path.rpartition(".")[2]
-        if not path.startswith("sentence_transformers."):
+        if not path.startswith(_OURS):
             kind = "code of the repository's own"
         config = repository.json_object(folder, "config.json")
         match kind:
@@ -103,6 +118,7 @@ def read_modules(repository: Repository) -> Modules:
                 transformer_folder = folder
             case "Pooling" if transformer_folder is not None and pooling is None:
                 pooling = _read_pooling(repository.name, folder, config)
+                states_include_prompt = "include_prompt" in config
             case "Dense" if pooling is not None:
                 steps.append(_read_dense(repository.name, folder, config))
             case "LayerNorm" if pooling is not None:
@@ -123,7 +139,7 @@ def read_modules(repository: Repository) -> Modules:
         raise UnsupportedModelError(
             f"{repository.name}: modules.json lists no Transformer followed by a Pooling"
         )
-    return Modules(transformer_folder, pooling, tuple(steps))
+    return Modules(transformer_folder, pooling, tuple(steps), states_include_prompt)
 
 
 def _default_modules(repository: Repository) -> Modules:

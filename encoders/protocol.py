@@ -1,7 +1,8 @@
 """The protocol: everything that decides how a model turns a text into a vector.
 
-It is read from the repository's own small files (no weights, no torch), changed only by what the configuration
-says by name, and never guessed from a model's name. What the files leave open is an error with the mend.
+It is read from the repository's own small files (no weights, no torch). What these leave unsaid, the model's row in
+`encoders.families` says; what a configuration changes, it changes by name. What is still open then is an error with
+the mend.
 
 Source: sentence-transformers 6.2 for the meaning of each file.
 """
@@ -9,36 +10,20 @@ Source: sentence-transformers 6.2 for the meaning of each file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from encoders.errors import TaskError, UnsupportedModelError
-from encoders.modules import Dense, Modules, Normalize, Pooling, Step, read_modules
+from encoders.agreement import agreed_modules, check_length, find_family, native_type
+from encoders.dimensions import output_dim
+from encoders.errors import EncoderError, TaskError, UnsupportedModelError
+from encoders.family import Family, Prompt
+from encoders.modules import Modules, Normalize, Pooling, Step
+from encoders.options import EncoderOptions
+from encoders.prompts import Prompts
 from encoders.repository import Repository, open_repository
 from encoders.space import Space, digest
-from encoders.tasks import STANDARD_TASKS, Role, View, prompt_names
+from encoders.tasks import Role, View
 from encoders.transformer import read_transformer
-
-
-@dataclass(frozen=True)
-class EncoderOptions:
-    """What a configuration may change in a repository's protocol; the defaults change nothing.
-
-    Attributes:
-        prompt: `auto` takes the repository's prompts; `none` embeds raw text, on purpose.
-        prompts: {task: {role: prompt}}, instead of the repository's for these tasks; "" is no prompt, on purpose.
-        truncate_dim: Keep the first dimensions only (Matryoshka models).
-        normalize: Divide by the L2 norm; None does as the repository does.
-        max_seq_length: Tokens of a text that the model sees, prompt and special tokens included.
-        trust_remote_code: Run the repository's own Python code, for a Hub model with a pinned revision.
-    """
-
-    prompt: Literal["auto", "none"] = "auto"
-    prompts: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
-    truncate_dim: int | None = None
-    normalize: bool | None = None
-    max_seq_length: int | None = None
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +42,8 @@ class Protocol:
         max_seq_length: Tokens of a text that the model sees.
         do_lower_case: Whether texts are lower-cased whatever the tokenizer does.
         dim: Dimension of the vectors.
+        family: The row that speaks where the repository is silent; None where the table has none.
+        native: transformers' `model_type` whose class stands in for the repository's own code; None: none needs to.
     """
 
     repository: Repository
@@ -70,46 +57,46 @@ class Protocol:
     max_seq_length: int
     do_lower_case: bool
     dim: int
+    family: Family | None = None
+    native: str | None = None
 
-    def prompt(self, view: View) -> str:
-        """The prompt of a view, "" where the model wants none.
+    @property
+    def prompts(self) -> Prompts:
+        """What is known of the model's prompts."""
+        return Prompts(
+            model=self.repository.name,
+            use=self.options.prompt,
+            configured=self.options.prompts,
+            instruction=self.options.instruction,
+            family=self.family,
+            declared=self.declared_prompts,
+            default_name=self.default_prompt_name,
+        )
+
+    def prompt(self, view: View) -> Prompt:
+        """What goes around the texts of a view, nothing where the model wants none.
 
         Raises:
             TaskError: The model has no such task, or declares prompts but none for this view.
         """
-        if view.task in self.options.prompts:
-            return self._configured_prompt(view)
-        declared = self.declared_prompts
-        own = [declared[name] for name in prompt_names(view) if name in declared]
-        if self.options.prompt == "none" and (own or view.task in STANDARD_TASKS):
-            return ""  # on purpose; but not for a task that nobody knows, which is rather a slip
-        if own:
-            return own[0]
-        if view.task in STANDARD_TASKS:
-            if not any(declared.values()):
-                return ""  # a model without any prompt: raw text is its protocol
-            other_side = [name for name in prompt_names(view.opposite) if name in declared]
-            if view.task == "retrieval" and other_side:
-                # Only queries carry a prompt (BGE, Arctic): documents are bare, and a default is not for them.
-                if view.role == Role.DOCUMENT:
-                    return ""
-            elif self.default_prompt_name is not None:
-                return declared[self.default_prompt_name]
-        names = ", ".join(repr(name) for name in declared) or "none"
-        raise TaskError(
-            f"{self.repository.name} has no prompt for {view}; it declares {names}. Choose a task that it has, or give "
-            f"the prompt: encoder.prompts={{{view.task}: {{{view.role}: '...'}}}}, or embed raw text on purpose: "
-            "encoder.prompt=none (standard tasks: " + ", ".join(STANDARD_TASKS) + ")"
-        )
+        return self.prompts.of(view)
 
-    def _configured_prompt(self, view: View) -> str:
-        prompts = self.options.prompts[view.task]
-        if view.role not in prompts:
-            raise TaskError(
-                f"encoder.prompts names the task {view.task!r} with {', '.join(prompts) or 'no role'}, "
-                f"but not its role '{view.role}'; give that too ('' for no prompt)"
+    def adapter(self, view: View) -> str | None:
+        """The name of the adapter that a view's texts go through, None where they go through the bare backbone."""
+        if self.family is None:
+            return None
+        return self.family.adapters.get(view.task, {}).get(view.role)
+
+    def check_dtype(self, dtype: str) -> None:
+        """Refuse a number format in which the model is known to overflow.
+
+        Raises:
+            EncoderError: It is one.
+        """
+        if self.family is not None and dtype in self.family.forbidden_dtypes:
+            raise EncoderError(
+                f"{self.repository.name} overflows in {dtype}; take encoder.dtype auto, bfloat16 or float32"
             )
-        return prompts[view.role]
 
     def space(self, task: str, precision: str, *, late_chunk: bool = False) -> Space:
         """The space of the vectors of a task, stored with a precision, of whole texts or of chunks cut late.
@@ -117,24 +104,38 @@ class Protocol:
         Raises:
             TaskError: The model has no such task.
         """
-        prompts = {str(role): self._prompt_or_none(View(task, role)) for role in Role}
+        prompts = {role: self._prompt_or_none(View(task, role)) for role in Role}
         if set(prompts.values()) == {None}:
             self.prompt(View(task, Role.DOCUMENT))
+        adapters = {str(role): self.adapter(View(task, role)) for role in Role}
         repository = self.repository
-        content = {
+        content: dict[str, Any] = {
             # A folder's name says nothing about its content, a Hub id is part of what a commit means.
             "model": "" if repository.is_local else repository.name,
             "revision": repository.revision,
-            "adapter": None,
+            "adapter": adapters if any(adapters.values()) else None,
             "task": task,
             "dim": self.dim,
             "precision": precision,
-            "prompts": prompts,
+            "prompts": {str(role): prompt and prompt.prefix for role, prompt in prompts.items()},
             "pooling": asdict(self.pooling),
             "steps": [{"step": type(step).__name__, **asdict(step)} for step in self.steps],
             "normalize": self.normalize,
             "max_seq_length": self.max_seq_length,
             "do_lower_case": self.do_lower_case,
+        }
+        # Only where there is something to say, so that a row that changes no vector makes no other space.
+        content |= {
+            name: value
+            for name, value in {
+                "suffixes": {
+                    str(role): prompt.suffix for role, prompt in prompts.items() if prompt and prompt.suffix
+                },
+                "strip": self.family is not None and self.family.strip != "none" and self.family.strip,
+                "added_tokens": self.added_tokens,
+                "native": self.native,
+            }.items()
+            if value
         }
         if late_chunk:  # pooled from a text's own tokens alone, whatever else stands around them
             content["late_chunk"] = True
@@ -142,7 +143,14 @@ class Protocol:
         name = f"{repository.name}@{revision}/{task}/{self.dim}/{precision}"
         return Space(digest(content), f"{name}/late_chunk" if late_chunk else name)
 
-    def _prompt_or_none(self, view: View) -> str | None:
+    @property
+    def added_tokens(self) -> tuple[str | None, str | None] | None:
+        """The special tokens that are put around every text even if the repository's tokenizer leaves them out."""
+        if self.family is None or self.family.ends != "added":
+            return None
+        return self.family.first_token, self.family.last_token
+
+    def _prompt_or_none(self, view: View) -> Prompt | None:
         try:
             return self.prompt(view)
         except TaskError:
@@ -165,13 +173,19 @@ def resolve_protocol(
     """
     options = options or EncoderOptions()
     repository = open_repository(model, revision=revision, remote_code=options.trust_remote_code)
-    modules = read_modules(repository)
+    family = find_family(repository, options.protocol)
+    native = native_type(repository, family, trust_remote_code=options.trust_remote_code)
+    modules = agreed_modules(repository, family, native)
     transformer = read_transformer(
         repository,
         modules.transformer_folder,
         max_seq_length=options.max_seq_length,
         trust_remote_code=options.trust_remote_code,
+        longest=family.max_seq_length if family else None,
+        native=native is not None,
     )
+    if options.max_seq_length is None:
+        check_length(repository.name, family, transformer.stated_length)
     settings = _read_settings(repository)
     prompts = _read_prompts(repository, settings)
     default_name = settings.get("default_prompt_name")
@@ -180,7 +194,7 @@ def resolve_protocol(
             f"{repository.name}: the default prompt is {default_name!r}, but the prompts are {sorted(prompts)}"
         )
     steps, normalized = _split_last_normalize(modules)
-    return Protocol(
+    protocol = Protocol(
         repository=repository,
         options=options,
         declared_prompts=prompts,
@@ -191,13 +205,15 @@ def resolve_protocol(
         normalize=normalized if options.normalize is None else options.normalize,
         max_seq_length=transformer.max_seq_length,
         do_lower_case=transformer.do_lower_case,
-        dim=_output_dim(
-            repository.name,
-            modules,
-            transformer.hidden_size,
-            settings.get("truncate_dim") if options.truncate_dim is None else options.truncate_dim,
+        dim=output_dim(
+            repository, modules, transformer.hidden_size, settings.get("truncate_dim"), options, family
         ),
+        family=family,
+        native=native,
     )
+    protocol.prompts.check_instruction()
+    protocol.prompts.check_declared()
+    return protocol
 
 
 def _read_settings(repository: Repository) -> dict[str, Any]:
@@ -227,25 +243,3 @@ def _split_last_normalize(modules: Modules) -> tuple[tuple[Step, ...], bool]:
     if modules.steps and isinstance(modules.steps[-1], Normalize):
         return modules.steps[:-1], True
     return modules.steps, False
-
-
-def _output_dim(model: str, modules: Modules, hidden_size: int | None, truncate_dim: int | None) -> int:
-    token_dim = modules.pooling.token_dim or hidden_size
-    if token_dim is None:
-        raise UnsupportedModelError(f"{model}: neither the pooling nor config.json says the hidden size")
-    dim = int(token_dim) * len(modules.pooling.modes)
-    for step in modules.steps:
-        if isinstance(step, Normalize):
-            continue
-        taken = step.in_features if isinstance(step, Dense) else step.dimension
-        if taken != dim:
-            raise UnsupportedModelError(
-                f"{model}: {step.folder} takes {taken} dimensions, but it is given {dim}"
-            )
-        if isinstance(step, Dense):
-            dim = step.out_features
-    if truncate_dim is not None and not 1 <= truncate_dim <= dim:
-        raise UnsupportedModelError(
-            f"{model} has {dim} dimensions; truncate_dim={truncate_dim} must be from 1 to {dim}"
-        )
-    return truncate_dim or dim

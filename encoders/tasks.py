@@ -2,7 +2,7 @@
 
 A retrieval model embeds a question and its answer differently, so an asymmetric task needs a role. A symmetric
 task compares like with like: both sides get the same vector, and `document` is its only side unless a model's
-own prompts tell the two apart.
+own prompts tell the two apart. mteb's task types are other names of the tasks; here is where they are mapped.
 """
 
 from __future__ import annotations
@@ -23,6 +23,22 @@ class Role(StrEnum):
 
 STANDARD_TASKS = ("retrieval", "text-matching", "classification", "clustering")
 SYMMETRIC_TASKS = frozenset({"text-matching", "classification", "clustering"})
+
+# Other names of the tasks: the usual word, and mteb's task types.
+TASK_ALIASES = {
+    "similarity": "text-matching",
+    "STS": "text-matching",
+    "PairClassification": "text-matching",
+    "BitextMining": "text-matching",
+    "Summarization": "text-matching",
+    "Retrieval": "retrieval",
+    "Reranking": "retrieval",
+    "InstructionRetrieval": "retrieval",
+    "InstructionReranking": "retrieval",
+    "Classification": "classification",
+    "MultilabelClassification": "classification",
+    "Clustering": "clustering",
+}
 
 # Names under which repositories keep the prompt of a side, the most usual first. The order for documents is that
 # of sentence-transformers' encode_document; `search_*` is Nomic's.
@@ -55,12 +71,18 @@ class View:
         return f"{self.task}/{self.role}"
 
 
+def canonical_task(task: str) -> str:
+    """A task by the name that it has here; a model's own task keeps its name."""
+    return TASK_ALIASES.get(task, task)
+
+
 def view_of(task: str, role: str | None = None) -> View:
-    """The view that a task and an optional role mean.
+    """The view that a task, by any of its names, and an optional role mean.
 
     Raises:
         TaskError: The role is unknown, or missing from a task whose two sides differ.
     """
+    task = canonical_task(task)
     if role is None:
         if task not in SYMMETRIC_TASKS:
             raise TaskError(

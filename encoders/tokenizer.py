@@ -1,7 +1,8 @@
 """Texts to ragged token ids: the half of encoding that needs no accelerator.
 
 All texts of a call end up in one array of ids with offsets, so that they travel between processes without a
-Python object per token. Truncation keeps the model's special tokens, on the side that its tokenizer names.
+Python object per token. Truncation keeps the model's special tokens, on the side that its tokenizer names; where a
+model wants something behind the text too, the text is cut and never that.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from encoders.ends import settle_ends
 from encoders.errors import ModelNotFoundError, TaskError, UnsupportedModelError
+from encoders.family import Prompt
 from encoders.protocol import Protocol
 from encoders.stretches import Stretches
 
@@ -100,7 +103,8 @@ class Tokenizer:
 
     Raises:
         ModelNotFoundError: The repository has no tokenizer.
-        UnsupportedModelError: It has one without the fast backend, or one whose inputs the encoder cannot honour.
+        UnsupportedModelError: It has one without the fast backend, one whose inputs the encoder cannot honour, or one
+            that puts other special tokens around a text than the model's row says.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -109,6 +113,8 @@ class Tokenizer:
         self._all_special_ids = frozenset(tokenizer.all_special_ids)
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
+        self._backend.no_truncation()
+        self._ends = settle_ends(protocol, self._backend)
         self.truncation_side: str = tokenizer.truncation_side
         self._truncate()
         if protocol.do_lower_case:
@@ -118,56 +124,127 @@ class Tokenizer:
                 f"{protocol.repository.name}: its tokenizer marks segments (token_type_ids), which are not passed on"
             )
 
-    def prepare(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
-        """Token ids of `prompt + text` for every text.
+    def prepare(self, texts: Sequence[str], prompt: str | Prompt = "") -> TokenizedTexts:
+        """Token ids of every text with its prompt around it.
 
         A text may come out with no token at all: an empty one, where the tokenizer adds none of its own, or where
         pooling leaves out the prompt and nothing else is there.
 
+        Args:
+            texts: What is embedded.
+            prompt: What the model wants around it; a text is the prompt before it.
+
         Raises:
             TaskError: The prompt alone fills the model's length.
+            UnsupportedModelError: What stands behind the text cannot be kept apart from it.
         """
-        left_out = self._left_out(prompt)
+        prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
+        texts = [self._stripped(text) for text in texts]
+        if not prompt.suffix:
+            return self._prepare(texts, prompt, np.empty(0, np.int32))
+        self._backend.no_truncation()  # it would cut the suffix
+        try:
+            return self._prepare(texts, prompt, self._suffix(prompt))
+        finally:
+            self._truncate()
+
+    def _truncate(self) -> None:
+        self._backend.enable_truncation(self.protocol.max_seq_length, direction=self.truncation_side)
+
+    def _prepare(self, texts: Sequence[str], prompt: Prompt, suffix: npt.NDArray[np.int32]) -> TokenizedTexts:
+        longest = self.protocol.max_seq_length
+        left_out = self._left_out(prompt.prefix)
         parts: list[npt.NDArray[np.int32]] = []
         prompt_lengths = np.zeros(len(texts), np.int32)
         truncated = np.zeros(len(texts), np.bool_)
         for start in range(0, len(texts), _CHUNK_TEXTS):
-            chunk = [prompt + text for text in texts[start : start + _CHUNK_TEXTS]]
+            chunk = [prompt.around(text) for text in texts[start : start + _CHUNK_TEXTS]]
             for row, encoding in enumerate(self._backend.encode_batch_fast(chunk), start):
                 ids = np.asarray(encoding.ids, dtype=np.int32)
                 # `overflowing` makes a Python object per piece cut off, so it is asked of full-length texts only.
-                truncated[row] = len(ids) >= self.protocol.max_seq_length and bool(encoding.overflowing)
+                truncated[row] = len(ids) > longest or (len(ids) == longest and bool(encoding.overflowing))
+                if len(ids) > longest:  # only with a suffix: then the backend does not truncate
+                    ids = np.concatenate([ids[: longest - len(suffix)], suffix])
                 if len(left_out):
-                    prompt_lengths[row] = self._prompt_length(ids, left_out, prompt, texts[row])
+                    prompt_lengths[row] = self._prompt_length(ids, left_out, prompt.prefix, texts[row])
                     if prompt_lengths[row] == len(ids):
                         ids, prompt_lengths[row] = ids[:0], 0
                 parts.append(ids)
         lengths = np.array([len(ids) for ids in parts], np.int64)
         token_ids = np.concatenate(parts) if parts else np.empty(0, np.int32)
-        return TokenizedTexts(token_ids, _offsets(lengths), prompt_lengths, truncated)
+        prepared = TokenizedTexts(token_ids, _offsets(lengths), prompt_lengths, truncated)
+        self._check_ends(prepared, suffix)
+        return prepared
 
-    def whole_text(self, text: str, prompt: str = "") -> WholeText:
-        """The tokens of `prompt + text`, nothing cut off, and the characters of the text that they stand for."""
+    def _check_ends(self, prepared: TokenizedTexts, suffix: npt.NDArray[np.int32]) -> None:
+        """What is pooled is what the model's row says: a property of the tokenizer, so it holds for every text."""
+        firsts, lasts = prepared.offsets[:-1], prepared.offsets[1:] - 1
+        some = prepared.lengths > 0
+        if self._ends.first is not None:
+            assert (prepared.token_ids[firsts[some]] == self._ends.first).all()
+        if len(suffix) or self._ends.last is not None:
+            last = suffix[-1] if len(suffix) else self._ends.last
+            assert (prepared.token_ids[lasts[some]] == last).all()
+
+    def pooled_token(self, prompt: str | Prompt) -> str | None:
+        """The token whose state is the vector, as `token (id)`; None where several are pooled."""
+        modes = self.protocol.pooling.modes
+        if modes not in (("cls",), ("lasttoken",)):
+            return None
+        prepared = self.prepare(["text"], prompt)
+        place = prepared.prompt_lengths[0] if modes == ("cls",) else -1
+        number = int(prepared.token_ids[place])
+        is_content = number not in self._all_special_ids and not (
+            isinstance(prompt, Prompt) and prompt.suffix
+        )
+        return "the text's own" if is_content else f"{self._backend.id_to_token(number)!r} ({number})"
+
+    def _suffix(self, prompt: Prompt) -> npt.NDArray[np.int32]:
+        """Ids of what stands behind a text, with the special tokens that the tokenizer adds behind that."""
+        model = self.protocol.repository.name
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        full = self._backend.encode("a").ids
+        behind = full[full.index(bare[-1]) + 1 :] if bare else []
+        ids = self._backend.encode(prompt.suffix, add_special_tokens=False).ids + behind
+        whole = self._backend.encode(prompt.around("a")).ids
+        if whole[-len(ids) :] != ids or self.truncation_side != "right":
+            raise UnsupportedModelError(
+                f"{model}: its tokenizer does not keep {prompt.suffix!r} apart from the text before it (it cuts on the "
+                f"{self.truncation_side}), so a long text could not be cut without it; begin it with a special token"
+            )
+        if len(self._backend.encode(prompt.around("")).ids) >= self.protocol.max_seq_length:
+            raise TaskError(
+                f"the prompt {prompt} leaves no room for a text in the {self.protocol.max_seq_length} tokens that "
+                f"{model} takes; raise encoder.max_seq_length"
+            )
+        return np.asarray(ids, dtype=np.int32)
+
+    def whole_text(self, text: str, prompt: str | Prompt = "") -> WholeText:
+        """The tokens of a text with its prompt, nothing cut off, and the characters of it that they stand for."""
         [whole] = self.whole_texts([text], prompt)
         return whole
 
-    def whole_texts(self, texts: Sequence[str], prompt: str = "") -> Iterator[WholeText]:
+    def whole_texts(self, texts: Sequence[str], prompt: str | Prompt = "") -> Iterator[WholeText]:
         """The same for many texts."""
+        prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
         for start in range(0, len(texts), _WHOLE_TEXTS):
             some = texts[start : start + _WHOLE_TEXTS]
             self._backend.no_truncation()
             try:
-                encodings = self._backend.encode_batch([prompt + text for text in some])
+                encodings = self._backend.encode_batch([prompt.around(self._stripped(text)) for text in some])
             finally:
                 self._truncate()
             for text, encoding in zip(some, encodings, strict=True):
-                characters = np.array(encoding.offsets, np.int64).reshape(-1, 2) - len(prompt)
+                stripped = self._stripped(text)
+                characters = np.array(encoding.offsets, np.int64).reshape(-1, 2) - len(prompt.prefix)
                 characters[np.array(encoding.special_tokens_mask, np.bool_)] = 0
-                starts, ends = np.clip(characters, 0, len(text)).T
+                starts, ends = np.clip(characters, 0, len(stripped)).T + text.find(stripped)
                 yield WholeText(np.array(encoding.ids, np.int32), starts, ends)
 
-    def _truncate(self) -> None:
-        self._backend.enable_truncation(self.protocol.max_seq_length, direction=self.truncation_side)
+    def _stripped(self, text: str) -> str:
+        """The text as it is tokenized."""
+        family = self.protocol.family
+        return text.strip() if family is not None and family.strip == "both" else text
 
     def _left_out(self, prompt: str) -> npt.NDArray[np.int32]:
         """The prompt's own tokens, where pooling leaves them out; none where it takes all tokens.

@@ -10,7 +10,7 @@ Source: sentence-transformers 6.2, `base/modules/transformer.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from encoders.errors import UnsupportedModelError
@@ -48,16 +48,24 @@ class Transformer:
         max_seq_length: Tokens of a text that the model sees.
         do_lower_case: Whether texts are lower-cased whatever the tokenizer does.
         hidden_size: Width of the token states; None where `config.json` does not say.
+        stated_length: The length that the files name, which may not be what is asked of the model.
     """
 
     folder: str
     max_seq_length: int
     do_lower_case: bool
     hidden_size: int | None
+    stated_length: int | None = field(default=None, compare=False)
 
 
 def read_transformer(
-    repository: Repository, folder: str, *, max_seq_length: int | None, trust_remote_code: bool
+    repository: Repository,
+    folder: str,
+    *,
+    max_seq_length: int | None,
+    trust_remote_code: bool,
+    longest: int | None = None,
+    native: bool = False,
 ) -> Transformer:
     """Read the transformer's own files.
 
@@ -66,6 +74,8 @@ def read_transformer(
         folder: Where in the repository the backbone is.
         max_seq_length: What the configuration wants instead of the repository's length.
         trust_remote_code: Whether the repository's own code may run.
+        longest: Tokens that the model was made for, where the files do not say.
+        native: Whether a class of transformers stands in for the backbone's own code.
 
     Raises:
         UnsupportedModelError: They ask for something that is not done, or leave something open.
@@ -79,14 +89,16 @@ def read_transformer(
             "merge the two (peft's merge_and_unload) and give the merged model"
         )
     if not trust_remote_code:
-        _refuse_own_code(repository, "config.json", config)
+        if not native:
+            _refuse_own_code(repository, "config.json", config)
         _refuse_own_code(repository, "tokenizer_config.json", tokenizer)
     widths = [config[key] for key in ("hidden_size", "d_model", "dim", "n_embd") if key in config]
     return Transformer(
         folder=folder,
-        max_seq_length=_max_seq_length(repository, config, tokenizer, settings, max_seq_length),
+        max_seq_length=_max_seq_length(repository, config, tokenizer, settings, max_seq_length, longest),
         do_lower_case=bool(settings.get("do_lower_case", False)),
         hidden_size=widths[0] if widths else None,
+        stated_length=settings.get("max_seq_length"),
     )
 
 
@@ -147,8 +159,9 @@ def _max_seq_length(
     tokenizer: Mapping[str, Any],
     settings: Mapping[str, Any],
     wanted: int | None,
+    longest: int | None,
 ) -> int:
-    """What the configuration wants, else what the repository states, else what tokenizer and backbone allow."""
+    """What the configuration wants, else what the repository states, else what tokenizer, backbone and row allow."""
     positions = config.get("max_position_embeddings")
     limits = [tokenizer.get("model_max_length", tokenizer.get("max_len")), positions]
     allowed = min(
@@ -157,7 +170,7 @@ def _max_seq_length(
     if wanted is None:
         wanted = settings.get("max_seq_length")
     if wanted is None:
-        wanted = allowed
+        wanted = min((limit for limit in (allowed, longest) if limit is not None), default=None)
     if wanted is None:
         raise UnsupportedModelError(
             f"{repository.name} does not say how many tokens it takes (max_seq_length, model_max_length, "

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import click
 
 from jobs import __version__
-from jobs.config import JobConfig, config_reference, load_config, parse_yaml
+from jobs.config import EncoderConfig, JobConfig, config_reference, load_config, load_encoder, parse_yaml
 from jobs.reference import FLAGS, FieldReference
 from jobs.sections import Device, Dtype, Precision, PromptUse, RoleName
 
@@ -42,6 +42,9 @@ python -m jobs.embed --input corpus/ --output vectors/ \
 
 # From a file; look at the plan first.
 python -m jobs.embed job.yaml --dry-run
+
+# What does this model get around a text, for each task and role? No weights are loaded.
+python -m jobs.embed --show-protocol --model intfloat/e5-base-v2
 
 # From the file, but with shorter vectors, and with a field that has no flag of its own.
 python -m jobs.embed job.yaml --truncate-dim 256 --set compute.gpus_per_actor=0.5
@@ -70,10 +73,10 @@ STDOUT = (
 
 @dataclass(frozen=True)
 class Invocation:
-    """What the command line asks for."""
+    """What the command line asks for; of the encoder alone where its protocol is to be shown."""
 
-    config: JobConfig
-    dry_run: bool
+    config: JobConfig | EncoderConfig
+    dry_run: bool = False
 
 
 def parse(argv: Sequence[str] | None = None) -> Invocation:
@@ -97,12 +100,14 @@ def parse(argv: Sequence[str] | None = None) -> Invocation:
 def _invocation(context: click.Context) -> Invocation:
     values = dict(context.params)
     config_path, assignments, dry_run = values.pop("config"), values.pop("assignments"), values.pop("dry_run")
-    task, role = values.pop("task"), values.pop("role")
+    task, role, show_protocol = values.pop("task"), values.pop("role"), values.pop("show_protocol")
     overrides: dict[str, object] = {
         option.replace("__", "."): value
         for option, value in values.items()
         if value is not None and value != ()
     }
+    if show_protocol and task is not None:
+        raise click.UsageError("--show-protocol shows every task and role; leave --task out.", context)
     if role is not None and task is None:
         raise click.UsageError(f"--role {role} needs a task; give --task too.", context)
     if task is not None:
@@ -120,6 +125,8 @@ def _invocation(context: click.Context) -> Invocation:
                 raise click.UsageError(f"--set {name} and {flag} set the same field; keep one.", context)
         given_by[name] = f"--set {name}"
         overrides[name] = parse_yaml(text, f"--set {name}")
+    if show_protocol:
+        return Invocation(load_encoder(config_path, list(overrides.items())))
     return Invocation(load_config(config_path, list(overrides.items())), dry_run)
 
 
@@ -235,6 +242,11 @@ OPTIONS: dict[str, list[click.Option]] = {
         ),
         click.Option(
             ["--dry-run"], is_flag=True, help="Print what a run would embed and remove; write nothing."
+        ),
+        click.Option(
+            ["--show-protocol"],
+            is_flag=True,
+            help="Print what the model gets for each task and role, to the byte; needs --model only.",
         ),
         click.Option(
             ["--version"],

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from jobs.errors import ConfigurationError
@@ -30,6 +30,7 @@ __all__ = [
     "config_reference",
     "dump_config",
     "load_config",
+    "load_encoder",
     "parse_yaml",
 ]
 
@@ -45,15 +46,7 @@ def load_config(path: str | None, overrides: Sequence[tuple[str, object]]) -> Jo
     Raises:
         ConfigurationError: Everything that is wrong, in one text.
     """
-    tree = {} if path is None else _read_file(path)
-    for name, value in overrides:
-        keys = name.split(".")
-        if len(keys) < 2 or not all(keys):
-            raise ConfigurationError(
-                f"cannot set {shown(name)}; allowed: section.field, as in input.fragment_rows"
-                f"; the closest known name is {closest_name(name)}"
-            )
-        tree = _with(tree, keys, value, name)
+    tree = _overlaid(path, overrides)
     # A section without entries (all commented out, say) is an empty one: each required field is then named.
     empty: dict[object, object] = {
         section: {} for section in JobConfig.model_fields if tree.get(section) is None
@@ -63,6 +56,39 @@ def load_config(path: str | None, overrides: Sequence[tuple[str, object]]) -> Jo
     except ValidationError as error:
         # Not chained: the original repeats the input, and with it any secret.
         raise ConfigurationError(_in_words(error)) from None
+
+
+class _EncoderOnly(BaseModel):
+    """The one section that says how a model is spoken to."""
+
+    encoder: EncoderConfig
+
+
+def load_encoder(path: str | None, overrides: Sequence[tuple[str, object]]) -> EncoderConfig:
+    """The section `encoder` alone, as `load_config` reads it; the other sections need not be there.
+
+    Raises:
+        ConfigurationError: Everything that is wrong, in one text.
+    """
+    tree = _overlaid(path, overrides)
+    try:
+        return _EncoderOnly.model_validate({"encoder": tree.get("encoder") or {}}).encoder
+    except ValidationError as error:
+        raise ConfigurationError(_in_words(error)) from None
+
+
+def _overlaid(path: str | None, overrides: Sequence[tuple[str, object]]) -> dict[object, object]:
+    """The file's tree with the overrides in it."""
+    tree = {} if path is None else _read_file(path)
+    for name, value in overrides:
+        keys = name.split(".")
+        if len(keys) < 2 or not all(keys):
+            raise ConfigurationError(
+                f"cannot set {shown(name)}; allowed: section.field, as in input.fragment_rows"
+                f"; the closest known name is {closest_name(name)}"
+            )
+        tree = _with(tree, keys, value, name)
+    return tree
 
 
 def _read_file(path: str) -> dict[object, object]:

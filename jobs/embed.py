@@ -31,12 +31,12 @@ from rich.console import Console
 from encoders.chunking import Chunker
 from encoders.errors import EncoderError, TaskvecError
 from encoders.late_chunking import refuse_late_chunking
-from encoders.protocol import EncoderOptions, Protocol, resolve_protocol
+from encoders.protocol import Protocol
 from encoders.tasks import view_of
 from encoders.tokenizer import Tokenizer
 from jobs.cli import PROGRAM, parse
 from jobs.commit import build_manifest, publish, sweep
-from jobs.config import JobConfig, dump_config
+from jobs.config import EncoderConfig, JobConfig, dump_config
 from jobs.corpus import Corpus, list_corpus, refuse_overlap
 from jobs.errors import ConfigurationError, CorpusError, OutputError
 from jobs.footers import BadShard, Footer, read_footers
@@ -44,6 +44,7 @@ from jobs.holdings import Holdings, refuse_other_dataset, take_stock
 from jobs.parts import refuse_clashes
 from jobs.plan import Plan, lay_out, make_plan, unknown_shards
 from jobs.progress import ProgressLine, Tally
+from jobs.protocols import resolve, show_protocol
 from jobs.records import LongTextRecord, Manifest, ReadingRecord, ViewRecord
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec
@@ -64,7 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(
             sys.stderr
         ):  # Ray prints its notices to stdout, which is the summary's
-            summary = run(invocation.config, console, dry_run=invocation.dry_run)
+            config = invocation.config
+            summary = (
+                show_protocol(config, console)
+                if isinstance(config, EncoderConfig)
+                else run(config, console, dry_run=invocation.dry_run)
+            )
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.UsageError as error:
@@ -94,6 +100,12 @@ class _Job:
     store: Store
     holdings: Holdings
 
+    @property
+    def raw_views(self) -> tuple[str, ...]:
+        """Views that get raw text because nobody says anything of prompts."""
+        prompts = self.protocol.prompts
+        return tuple(str(spec.view) for spec in self.views if prompts.is_raw(spec.view))
+
 
 def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[str, Any]:
     """Make the output equal to what the configuration says; returns the summary.
@@ -111,7 +123,7 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
     ray_seconds += seconds
     plan, reading = _plan(job, footers)
     if dry_run:
-        return show_plan(console, plan, job.records, job.store.location.uri)
+        return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
     tally = Tally()
     if plan.work:
         _check_chunks(job, reading)
@@ -119,21 +131,14 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         _embed(job, plan, reading, tally, console)
     manifest, changed = _commit(job, plan, tally, reading.record())
     times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
-    return show_run(console, plan, tally, manifest, times, job.store.location.uri, changed=changed)
+    uri = job.store.location.uri
+    return show_run(console, plan, tally, manifest, times, uri, changed=changed, raw_views=job.raw_views)
 
 
 def _set_up(config: JobConfig) -> _Job:
     encoder = config.encoder
-    options = EncoderOptions(
-        prompt=encoder.prompt,
-        prompts=encoder.prompts,
-        truncate_dim=encoder.truncate_dim,
-        normalize=encoder.normalize,
-        max_seq_length=encoder.max_seq_length,
-        trust_remote_code=encoder.trust_remote_code,
-    )
     try:
-        protocol = resolve_protocol(encoder.model, encoder.revision, options)
+        protocol = resolve(encoder)
         if encoder.long_text == "late_chunk":
             refuse_late_chunking(protocol)
         records = {}
@@ -146,6 +151,12 @@ def _set_up(config: JobConfig) -> _Job:
                 )
             prompt = protocol.prompt(view)  # first, for its error names the view
             space = protocol.space(view.task, encoder.precision, late_chunk=encoder.long_text == "late_chunk")
+            adapter = protocol.adapter(view)
+            if adapter is not None:
+                raise ConfigurationError(
+                    f"{protocol.repository.name} wants its adapter {adapter!r} for {view}, and adapters are not done; "
+                    "give a repository with the adapter merged into the weights"
+                )
             records[str(view)] = ViewRecord(
                 task=view.task,
                 role=view.role,
@@ -153,8 +164,9 @@ def _set_up(config: JobConfig) -> _Job:
                 space_name=space.name,
                 model=protocol.repository.name,
                 revision=protocol.repository.revision,
-                adapter=None,
-                prompt=prompt,
+                adapter=adapter,
+                prompt=prompt.prefix,
+                suffix=prompt.suffix or None,
                 dim=protocol.dim,
                 precision=encoder.precision,
                 normalized=protocol.normalize,
@@ -225,7 +237,7 @@ def _long_text(job: _Job) -> LongTextRecord | None:
         mode=encoder.long_text,
         chunk_tokens=encoder.chunk_tokens,
         chunk_overlap=encoder.chunk_overlap,
-        prompts=tuple(sorted({spec.prompt for spec in job.views})),
+        prompts=tuple(sorted({(spec.prompt.prefix, spec.prompt.suffix) for spec in job.views})),
     )
 
 

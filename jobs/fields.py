@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from encoders.tasks import canonical_task
 from jobs.errors import ConfigurationError
 from jobs.storage import Location
 
@@ -71,6 +72,8 @@ def _model_id(model: str) -> str:
 
 
 def _task_name(task: str) -> str:
+    """A task by the name that it has here, from any of its names (mteb's task types, say)."""
+    task = canonical_task(task)
     if not re.fullmatch(r"[a-z0-9-]+", task):
         raise ValueError(f"given {shown(task)}; allowed: a task's name in lower-case letters, digits and '-'")
     return task

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from encoders.chunking import Chunker
+from encoders.family import Prompt
 from encoders.late_chunking import LateChunker
 from encoders.tokenizer import TokenizedTexts, Tokenizer
 from jobs.cargo import pack, token_columns
@@ -25,7 +26,7 @@ class Reader:
         self._run = run
         self._store = open_store(run.corpus)
         self._tokenizer = Tokenizer(run.protocol)
-        prompts = ["", *(spec.prompt for spec in run.views)]
+        prompts = [Prompt(), *(spec.prompt for spec in run.views)]
         # Under which an empty text has no token; none where the tokenizer adds special tokens, as most do.
         self._emptying_prompts = [one for one in prompts if not self._tokenizer.prepare([""], one).lengths[0]]
         long_text = run.reading.long_text

@@ -117,6 +117,7 @@ class ViewRecord(_Record):
     revision: str
     adapter: str | None
     prompt: str
+    suffix: str | None = None  # what stands behind a text, where the model wants something there
     dim: int
     precision: str
     normalized: bool
@@ -137,13 +138,13 @@ class LongTextRecord(_Record):
         mode: `reject`, `chunk` or `late_chunk`.
         chunk_tokens: Tokens of a chunk; None for as many as fit.
         chunk_overlap: Tokens that a chunk repeats of the one before.
-        prompts: All of the run's, sorted: the longest decides what fits, for all views alike.
+        prompts: All of the run's, prefix and suffix, sorted: the longest decides what fits, for all views alike.
     """
 
     mode: str
     chunk_tokens: int | None
     chunk_overlap: int
-    prompts: tuple[str, ...]
+    prompts: tuple[tuple[str, str], ...]
 
     @property
     def chunks(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+from encoders.family import Prompt
 from encoders.protocol import Protocol
 from encoders.space import Space, digest
 from encoders.tasks import View
@@ -22,7 +23,7 @@ class ViewSpec:
     """One view of the run: the bytes that go around a text, where its vectors may be compared, and their labels."""
 
     view: View
-    prompt: str
+    prompt: Prompt
     space: Space
     labels: Mapping[str, str]
 
@@ -65,7 +66,7 @@ class RunSpec:
         """What is missing of a fragment, in the run's order."""
         return [spec for spec in self.views if str(spec.view) in work.parts]
 
-    def prompts(self, work: Work) -> list[str]:
+    def prompts(self, work: Work) -> list[Prompt]:
         """The distinct prompts of that: texts are tokenized and encoded once for each."""
         return list(dict.fromkeys(spec.prompt for spec in self.specs(work)))
 

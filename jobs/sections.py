@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -18,9 +18,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
+from encoders.tasks import canonical_task
 from jobs.fields import Endpoint, ModelId, Name, Names, RayAddress, TaskName, Uri, as_tuple, shown
 from jobs.footers import Columns
 from jobs.storage import Location
@@ -152,8 +154,24 @@ class EncoderConfig(_Section):
         "on purpose; the texts of a symmetric task are documents.",
         json_schema_extra={"kind": "{task: {role: text}}"},
     )
+    instruction: str | Mapping[TaskName, str | Mapping[RoleName, str]] | None = Field(
+        default=None,
+        description="What a model that takes instructions is told, for all tasks, by task, or by task and role. "
+        "null: the model's default, where it has one.",
+        json_schema_extra={"kind": "text | {task: text} | {task: {role: text}} | null"},
+    )
+    protocol: Name | Mapping[str, Any] | None = Field(
+        default=None,
+        description="The model of README's table that a folder or a fine-tuned model is spoken to like, or a protocol "
+        "written out with the fields of encoders/family.py. null: the model's own row, if it has one.",
+        json_schema_extra={"kind": "model id | {field: value} | null"},
+    )
     truncate_dim: PositiveInt | None = Field(
         default=None, description="Keep the first N dimensions (Matryoshka). null: all of them."
+    )
+    force_truncate_dim: bool = Field(
+        default=False,
+        description="Keep the first truncate_dim dimensions even of a model that was not trained for that.",
     )
     normalize: bool | None = Field(
         default=None, description="Scale vectors to length 1. null: as the repository does."
@@ -196,6 +214,31 @@ class EncoderConfig(_Section):
         if self.prompt == "none" and self.prompts:
             raise ValueError(
                 "prompt: none embeds the raw text, but prompts are given; leave out one of the two"
+            )
+        if self.prompt == "none" and self.instruction is not None:
+            raise ValueError(
+                "prompt: none embeds the raw text, but an instruction is given; leave out one of the two"
+            )
+        return self
+
+    @field_validator("prompts", "instruction", mode="before")
+    @classmethod
+    def _each_task_once(cls, value: object) -> object:
+        """A task has several names; under two of them one of its values would be lost."""
+        tasks = (
+            [canonical_task(name) for name in value if isinstance(name, str)]
+            if isinstance(value, dict)
+            else []
+        )
+        if repeated := next((task for task in tasks if tasks.count(task) > 1), None):
+            raise ValueError(f"it gives two names of the task {shown(repeated)}; keep one of them")
+        return value
+
+    @model_validator(mode="after")
+    def _nothing_is_forced_in_vain(self) -> Self:
+        if self.force_truncate_dim and self.truncate_dim is None:
+            raise ValueError(
+                "force_truncate_dim is true, and truncate_dim is null; give it, or leave both out"
             )
         return self
 

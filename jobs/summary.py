@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,14 @@ class Times:
     ray_start: float
 
 
-def show_plan(console: Console, plan: Plan, views: Mapping[str, ViewRecord], output: str) -> dict[str, Any]:
+def show_plan(
+    console: Console,
+    plan: Plan,
+    views: Mapping[str, ViewRecord],
+    output: str,
+    *,
+    raw_views: Sequence[str] = (),
+) -> dict[str, Any]:
     """Print what a run would do; returns the summary."""
     missing = sum(len(work.parts) for work in plan.work)
     counts = {
@@ -39,7 +46,9 @@ def show_plan(console: Console, plan: Plan, views: Mapping[str, ViewRecord], out
     }
     lines = {name.replace("_", " "): f"{count:,}" for name, count in counts.items()}
     for name, view in views.items():
-        lines[f"view {name}"] = f"{view.space_name} ({view.space_id[:12]}), prompt {view.prompt!r}"
+        behind = f" ... {view.suffix!r}" if view.suffix else ""
+        lines[f"view {name}"] = f"{view.space_name} ({view.space_id[:12]}), prompt {view.prompt!r}{behind}"
+    lines |= _raw(raw_views)
     _print_table(console, "Plan; nothing was touched", lines)
     return {**counts, "views": list(views), "output": output}
 
@@ -53,6 +62,7 @@ def show_run(
     output: str,
     *,
     changed: bool,
+    raw_views: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Print what a run did; returns the summary.
 
@@ -77,6 +87,7 @@ def show_run(
             "truncated": _share(tally.truncated, tally.vectors),
             "encoders": str(len(tally.actors)),
         }
+    lines |= _raw(raw_views)
     if plan.bad_shards:
         lines["skipped shards"] = ", ".join(shard.path for shard in plan.bad_shards[:5])
     _print_table(console, "Published" if changed else "Nothing to do: the output is what it should be", lines)
@@ -104,8 +115,19 @@ def _chunks(manifest: Manifest) -> str:
     )
 
 
+def _raw(views: Sequence[str]) -> dict[str, str]:
+    """Said aloud, for the authors of a model often name prompts in its card only."""
+    return (
+        {"no prompts": f"raw text for {', '.join(views)}; neither the model nor the table has any"}
+        if views
+        else {}
+    )
+
+
 def _print_table(console: Console, title: str, lines: Mapping[str, str]) -> None:
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")  # of a prompt every byte counts
     for name, value in lines.items():
         table.add_row(name, value)
     console.print(table)

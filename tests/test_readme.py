@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from encoders.family import read_family
+from encoders.reference import markdown_families
+from encoders.tasks import Role
 from jobs.cli import parse
 from jobs.config import JobConfig
 from jobs.reference import markdown_reference
@@ -18,9 +21,24 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_configuration_reference_is_the_generated_one() -> None:
-    marked = re.search(r"<!-- python -m jobs.reference -->\n(.*)\n<!-- end -->", README, re.DOTALL)
+    marked = re.search(r"<!-- python -m jobs.reference -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
     assert marked is not None
     assert marked[1].strip() == markdown_reference()
+
+
+def test_the_table_of_models_is_the_generated_one() -> None:
+    marked = re.search(r"<!-- python -m encoders.reference -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    assert marked is not None
+    assert marked[1].strip() == markdown_families()
+
+
+def test_the_protocol_that_is_written_out_is_valid() -> None:
+    [written] = [
+        tree["encoder"]["protocol"]
+        for example in re.findall(r"```yaml\n(encoder:\n.*?)```", README, re.DOTALL)
+        if "protocol" in (tree := yaml.safe_load(example))["encoder"]
+    ]
+    assert read_family(written).prompts["clustering"][Role.DOCUMENT].prefix == "cluster: "
 
 
 def test_the_example_configuration_is_valid() -> None:

@@ -13,7 +13,7 @@ import sys
 import encoders.protocol, encoders.tasks, encoders.space, encoders.repository
 protocol = encoders.protocol.resolve_protocol(sys.argv[1])
 view = encoders.tasks.view_of("retrieval", "query")
-print(protocol.prompt(view), protocol.dim, protocol.space("retrieval", "float32").id)
+print(protocol.prompt(view).prefix, protocol.dim, protocol.space("retrieval", "float32").id)
 heavy = {"torch", "transformers", "tokenizers", "safetensors", "numpy"} & set(sys.modules)
 assert not heavy, heavy
 """

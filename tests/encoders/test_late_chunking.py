@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from encoders.encoder import Encoder
 from encoders.errors import UnsupportedModelError
+from encoders.family import Prompt
 from encoders.late_chunking import POOLING_MODES, LateChunker, refuse_late_chunking
 from encoders.modules import POOLING_MODES as ALL_MODES
 from encoders.protocol import resolve_protocol
@@ -30,17 +31,16 @@ def pooling(mode: str, **more: Any) -> tuple[str, dict[str, Any]]:
     return "Pooling", {"embedding_dimension": WIDTH, "pooling_mode": mode, **more}
 
 
-def plainly(folder: Path, text: str, prompt: str, spans: list[tuple[int, int]], mode: str) -> np.ndarray:
+def plainly(
+    folder: Path, text: str, prompt: str, spans: list[tuple[int, int]], mode: str, suffix: str = ""
+) -> np.ndarray:
     """Pooled and normalised states of the tokens that reach into each span of the text, cut at 48 tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = 10**6
     model = AutoModel.from_pretrained(folder).eval()
-    whole = tokenizer(
-        prompt + text,
-        truncation=True,
-        max_length=48,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
+    whole = tokenizer(prompt + text + suffix, return_offsets_mapping=True, return_special_tokens_mask=True)
+    if len(whole["input_ids"]) > 48:  # one token stands behind the text, whatever the tokenizer or the suffix
+        whole = {name: [*values[:47], values[-1]] for name, values in whole.items()}
     with torch.no_grad():
         ids, mask = (
             torch.tensor([whole["input_ids"]]),
@@ -101,6 +101,29 @@ def test_each_chunk_is_pooled_from_the_states_of_the_whole_text(
         assert_same(vectors, np.concatenate(expected))
         assert texts.truncated.tolist()[0]
         assert len(texts.pooled_truncated) == len(texts.pooled_lengths) == len(spans)
+
+
+def test_a_text_before_a_suffix_is_cut_and_the_suffix_is_no_chunk_s(tmp_path: Path) -> None:
+    modules = [pooling("lasttoken"), ("Normalize", {})]
+    folder = write_repository(tmp_path, "qwen3", modules=modules, tokenizer={"eos": False})
+    protocol = resolve_protocol(str(folder))
+    prompt = Prompt("query: ", "<|endoftext|>")
+    chunks, tokenized = LateChunker(Tokenizer(protocol), [prompt], 10, 3).cut_in_place(LONG)
+    vectors = Encoder.load(protocol, device="cpu").encode(tokenized[prompt]).vectors
+    spans = list(zip(chunks.char_starts.tolist(), chunks.char_ends.tolist(), strict=True))
+    expected = [
+        plainly(
+            folder,
+            text,
+            "query: ",
+            spans[chunks.offsets[row] : chunks.offsets[row + 1]],
+            "lasttoken",
+            prompt.suffix,
+        )
+        for row, text in enumerate(LONG)
+    ]
+    assert_same(vectors, np.concatenate(expected))
+    assert tokenized[prompt].truncated[0]
 
 
 def test_what_follows_the_pooling_is_done_to_each_chunk(tmp_path: Path) -> None:

@@ -28,6 +28,13 @@ def resolve(folder: Path, settings: dict[str, Any] | None = None, **options: Any
     return resolve_protocol(str(folder), options=EncoderOptions(**options))
 
 
+def before(protocol: Protocol, view: View) -> str:
+    """What stands before a text; what stands behind it is a matter of the table's rows."""
+    prompt = protocol.prompt(view)
+    assert not prompt.suffix
+    return prompt.prefix
+
+
 def with_prompts(
     folder: Path, declared: dict[str, Any], default: str | None = None, **options: Any
 ) -> Protocol:
@@ -56,7 +63,7 @@ def test_the_two_sides_of_retrieval_get_the_prompts_that_the_repository_names(
     prompts: dict[str, Any], query: str, document: str, tmp_path: Path
 ) -> None:
     protocol = with_prompts(tmp_path, prompts)
-    assert (protocol.prompt(QUERY), protocol.prompt(DOCUMENT)) == (query, document)
+    assert (before(protocol, QUERY), before(protocol, DOCUMENT)) == (query, document)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +80,7 @@ def test_other_tasks_get_the_prompt_that_is_named_after_them(
 ) -> None:
     for name in names:
         protocol = with_prompts(tmp_path, {"query": "q: ", name: "t: "})
-        assert protocol.prompt(View(task, Role.DOCUMENT)) == "t: "
+        assert before(protocol, View(task, Role.DOCUMENT)) == "t: "
 
 
 @pytest.mark.parametrize("task", STANDARD_TASKS)
@@ -81,20 +88,20 @@ def test_a_default_prompt_is_for_tasks_of_which_the_repository_says_nothing(
     task: str, tmp_path: Path
 ) -> None:
     protocol = with_prompts(tmp_path, {"general": "g: ", "code": "c: "}, default="general")
-    assert {protocol.prompt(View(task, role)) for role in Role} == {"g: "}
+    assert {before(protocol, View(task, role)) for role in Role} == {"g: "}
 
 
 @pytest.mark.parametrize("default", [None, "query"])
 def test_the_default_never_puts_the_queries_prompt_on_documents(default: str | None, tmp_path: Path) -> None:
     protocol = with_prompts(tmp_path, {"query": "q: "}, default=default)
-    assert (protocol.prompt(QUERY), protocol.prompt(DOCUMENT)) == ("q: ", "")
+    assert (before(protocol, QUERY), before(protocol, DOCUMENT)) == ("q: ", "")
 
 
 def test_nor_the_documents_prompt_on_queries(tmp_path: Path) -> None:
     protocol = with_prompts(tmp_path, {"document": "d: "}, default="document")
-    assert protocol.prompt(DOCUMENT) == "d: "
+    assert before(protocol, DOCUMENT) == "d: "
     with pytest.raises(TaskError, match="retrieval/query; it declares 'document'"):
-        protocol.prompt(QUERY)
+        before(protocol, QUERY)
 
 
 @pytest.mark.parametrize("task", STANDARD_TASKS)
@@ -104,22 +111,22 @@ def test_a_task_that_a_repository_with_prompts_does_not_name_is_an_error(task: s
         with pytest.raises(
             TaskError, match=rf"{task}/{role}; it declares 'web', 'sts-2'.*encoder\.prompt=none"
         ):
-            protocol.prompt(View(task, role))
+            before(protocol, View(task, role))
 
 
 @pytest.mark.parametrize("default", [None, "query"])
 def test_a_task_that_is_not_standard_must_be_named(default: str | None, tmp_path: Path) -> None:
     protocol = with_prompts(tmp_path, {"query": ""}, default=default)
     with pytest.raises(TaskError, match="no prompt for code/query"):
-        protocol.prompt(View("code", Role.QUERY))
+        before(protocol, View("code", Role.QUERY))
 
 
 def test_no_prompt_on_purpose_is_for_every_task_that_somebody_knows(tmp_path: Path) -> None:
     protocol = with_prompts(tmp_path, {"query": "q: ", "code": "c: "}, default="query", prompt="none")
     for task in (*STANDARD_TASKS, "code"):
-        assert {protocol.prompt(View(task, role)) for role in Role} == {""}
+        assert {before(protocol, View(task, role)) for role in Role} == {""}
     with pytest.raises(TaskError, match="no prompt for retreival/query"):
-        protocol.prompt(View("retreival", Role.QUERY))
+        before(protocol, View("retreival", Role.QUERY))
 
 
 def test_the_configurations_prompts_replace_the_repositorys_for_their_task(tmp_path: Path) -> None:
@@ -127,12 +134,12 @@ def test_the_configurations_prompts_replace_the_repositorys_for_their_task(tmp_p
     protocol = with_prompts(
         tmp_path, {"query": "q: ", "document": "d: ", "clustering": "cl: "}, prompts=options
     )
-    assert protocol.prompt(QUERY) == "mine: "
-    assert protocol.prompt(DOCUMENT) == ""
-    assert protocol.prompt(View("code", Role.QUERY)) == "c: "
-    assert protocol.prompt(View("clustering", Role.DOCUMENT)) == "cl: "
+    assert before(protocol, QUERY) == "mine: "
+    assert before(protocol, DOCUMENT) == ""
+    assert before(protocol, View("code", Role.QUERY)) == "c: "
+    assert before(protocol, View("clustering", Role.DOCUMENT)) == "cl: "
     with pytest.raises(TaskError, match=r"'code' with query, but not its role 'document'.*'' for no prompt"):
-        protocol.prompt(View("code", Role.DOCUMENT))
+        before(protocol, View("code", Role.DOCUMENT))
 
 
 def test_prompts_of_the_two_sides_are_those_of_encode_query_and_encode_document(tmp_path: Path) -> None:
@@ -141,8 +148,8 @@ def test_prompts_of_the_two_sides_are_those_of_encode_query_and_encode_document(
     folder = write_repository(tmp_path / "model", settings={"prompts": prompts})
     protocol = resolve_protocol(str(folder))
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    assert_same(ours(folder, TEXTS, protocol.prompt(QUERY)), model.encode_query(list(TEXTS)))
-    assert_same(ours(folder, TEXTS, protocol.prompt(DOCUMENT)), model.encode_document(list(TEXTS)))
+    assert_same(ours(folder, TEXTS, before(protocol, QUERY)), model.encode_query(list(TEXTS)))
+    assert_same(ours(folder, TEXTS, before(protocol, DOCUMENT)), model.encode_document(list(TEXTS)))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from encoders.errors import TaskError
-from encoders.tasks import STANDARD_TASKS, SYMMETRIC_TASKS, Role, View, prompt_names, view_of
+from encoders.tasks import STANDARD_TASKS, SYMMETRIC_TASKS, Role, View, canonical_task, prompt_names, view_of
 
 
 @pytest.mark.parametrize("task", sorted(SYMMETRIC_TASKS))
@@ -18,6 +18,35 @@ def test_an_asymmetric_task_needs_a_role(task: str) -> None:
     with pytest.raises(TaskError, match="no role was given; say role: query or role: document"):
         view_of(task)
     assert view_of(task, "query") == View(task, Role.QUERY)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("similarity", "text-matching"),
+        ("STS", "text-matching"),
+        ("PairClassification", "text-matching"),
+        ("BitextMining", "text-matching"),
+        ("Summarization", "text-matching"),
+        ("Classification", "classification"),
+        ("MultilabelClassification", "classification"),
+        ("Clustering", "clustering"),
+    ],
+)
+def test_mtebs_symmetric_task_types_need_no_role(name: str, task: str) -> None:
+    assert view_of(name) == View(task, Role.DOCUMENT)
+
+
+@pytest.mark.parametrize("name", ["Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking"])
+def test_mtebs_retrieval_task_types_need_one(name: str) -> None:
+    assert view_of(name, "query") == View("retrieval", Role.QUERY)
+    with pytest.raises(TaskError, match="no role was given"):
+        view_of(name)
+
+
+def test_a_models_own_task_keeps_its_name() -> None:
+    assert canonical_task("code") == "code"
+    assert canonical_task("sts") == "sts", "names are exact"
 
 
 @pytest.mark.parametrize("role", ["passage", "Query", "", "queries"])

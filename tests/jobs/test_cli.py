@@ -250,7 +250,7 @@ def test_the_examples_of_help_can_be_pasted(job: str, monkeypatch: pytest.Monkey
     monkeypatch.chdir(Path(job).parent)
     text = help_text()
     commands = [line for line in EXAMPLES.replace("\\\n", "").splitlines() if line.startswith("python")]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for example in commands:
         program, *argv = shlex.split(example.removeprefix("python -m "))
         assert program == "jobs.embed"

@@ -45,7 +45,16 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
         st.from_regex(r"[a-z0-9-]+", fullmatch=True),
         st.dictionaries(st.sampled_from(["query", "document"]), st.text()),
     ),
+    "encoder.instruction": st.none()
+    | st.text()
+    | st.dictionaries(
+        st.sampled_from(["retrieval", "code"]),
+        st.text() | st.dictionaries(st.sampled_from(["query", "document"]), st.text()),
+    ),
+    "encoder.protocol": st.none()
+    | st.sampled_from(["intfloat/e5-base-v2", {"pooling": "cls", "truncate_dims": [8]}]),
     "encoder.truncate_dim": st.none() | st.integers(min_value=1),
+    "encoder.force_truncate_dim": st.just(False),
     "encoder.normalize": st.none() | st.booleans(),
     "encoder.max_seq_length": st.none() | st.integers(min_value=1),
     "encoder.long_text": st.sampled_from(["truncate", "reject"]),
@@ -302,7 +311,7 @@ def test_a_missing_required_field_names_its_flag(field: Any) -> None:
         ),
         ("output.compression_level", 23, "given 23; allowed: integer 1 to 22"),
         ("output.views", [], "at least one"),
-        ("output.views", ["Retrieval"], "lower-case"),
+        ("output.views", ["Retreival"], "lower-case"),
         ("output.views", ["retrieval/passage"], "output.views.0.role: given 'passage'"),
         ("output.views", [3], "output.views.0: given 3; allowed: list of task or task/role"),
         ("output.views", ["clustering", {"task": "clustering"}], "'clustering' more than once"),
@@ -457,3 +466,31 @@ def test_every_field_has_a_description_a_type_and_a_default_in_yaml() -> None:
 def test_every_flag_names_a_field() -> None:
     assert set(FLAGS) <= {field.name for field in config_reference()}
     assert len(set(FLAGS.values())) == len(FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([("encoder.prompt", "none"), ("encoder.instruction", "Find it")], "an instruction is given"),
+        ([("encoder.force_truncate_dim", True)], "force_truncate_dim is true, and truncate_dim is null"),
+        ([("encoder.prompts", {"STS": {}, "text-matching": {}})], "two names of the task 'text-matching'"),
+        (
+            [("encoder.instruction", {"Clustering": "a", "clustering": "b"})],
+            "two names of the task 'clustering'",
+        ),
+        ([("encoder.instruction", {"retrieval": {"passage": "a"}})], "encoder.instruction"),
+        ([("encoder.protocol", 3)], "encoder.protocol: given 3; allowed: model id"),
+    ],
+)
+def test_what_would_be_ignored_or_is_ambiguous_is_refused(
+    overrides: list[tuple[str, object]], message: str
+) -> None:
+    assert message in refused(*overrides)
+
+
+def test_mtebs_task_types_are_other_names_of_the_tasks() -> None:
+    config = load(
+        ("output.views", ["STS", "Reranking/query"]), ("encoder.prompts", {"Clustering": {"document": ""}})
+    )
+    assert [str(view) for view in config.output.views] == ["text-matching", "retrieval/query"]
+    assert config.encoder.prompts == {"clustering": {"document": ""}}

@@ -84,7 +84,7 @@ class Bench:
             mode=self.mode,
             chunk_tokens=self.chunk_tokens,
             chunk_overlap=self.chunk_overlap,
-            prompts=("", "query: "),
+            prompts=(("", ""), ("query: ", "")),
         )
         columns = Columns("id", ("text",), ("title",))
         _, fragment, reading = only_fragment(self.corpus, columns, long_text=long_text)
@@ -252,8 +252,10 @@ def test_a_fragment_without_any_text_gives_parts_with_the_same_columns(
 def test_what_decides_which_rows_exist_makes_other_fragments(tmp_path: Path, model: Path) -> None:
     bench = bench_of(tmp_path, model, "chunk", 20, 4)
     layout = layout_of(bench.corpus, Columns("id", ("text",), ()))
-    record = LongTextRecord(mode="chunk", chunk_tokens=20, chunk_overlap=4, prompts=("", "query: "))
-    changes = ({"mode": "late_chunk"}, {"chunk_tokens": 21}, {"chunk_overlap": 5}, {"prompts": ("",)})
+    record = LongTextRecord(
+        mode="chunk", chunk_tokens=20, chunk_overlap=4, prompts=(("", ""), ("query: ", ""))
+    )
+    changes = ({"mode": "late_chunk"}, {"chunk_tokens": 21}, {"chunk_overlap": 5}, {"prompts": (("", ""),)})
     records = [None, record, *(record.model_copy(update=change) for change in changes)]
     readings = [Reading(Columns("id", ("text",), ()), " ", layout.carried, one).record() for one in records]
     assert len({one.digest for one in readings}) == len(records)

@@ -1,0 +1,139 @@
+"""--show-protocol: every byte that a model gets, without its weights and without a corpus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from encoders.errors import EncoderError
+from encoders.tasks import view_of
+from jobs.cli import parse
+from jobs.config import EncoderConfig, load_encoder
+from jobs.embed import main
+from jobs.errors import ConfigurationError
+from jobs.protocols import resolve
+from tests.encoders.family_repositories import write_family
+
+
+def shown(capsys: pytest.CaptureFixture[str], folder: Path, *flags: str) -> tuple[dict[str, Any], str]:
+    """The JSON object on stdout, and what people read on stderr."""
+    assert main(["--show-protocol", "--model", str(folder), *flags]) == 0
+    out, err = capsys.readouterr()
+    return json.loads(out), err
+
+
+@pytest.fixture(scope="module")
+def zembed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_family(tmp_path_factory.mktemp("model") / "zembed", "zeroentropy/zembed-1")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_all_that_goes_around_a_text_is_shown_without_weights(
+    zembed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, printed = shown(capsys, zembed, "--set", "encoder.protocol=zeroentropy/zembed-1")
+    assert (facts["row"], facts["licence"], facts["dim"]) == ("zeroentropy/zembed-1", "cc-by-nc-4.0", 32)
+    assert (facts["pooling"], facts["max_seq_length"]) == ("lasttoken", 32768)
+    query, document = facts["views"]
+    assert query["before"] == "<|im_start|>system\nquery<|im_end|>\n<|im_start|>user\n"
+    assert document["before"] == "<|im_start|>system\ndocument<|im_end|>\n<|im_start|>user\n"
+    assert query["behind"] == document["behind"] == "<|im_end|>\n"
+    assert query["pooled_token"].startswith("'Ċ' (")
+    assert query["space_id"] == document["space_id"]
+    assert r"'<|im_end|>\n'" in printed
+
+
+def test_the_space_is_that_of_a_run(zembed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_encoder(
+        None,
+        [
+            ("encoder.model", str(zembed)),
+            ("encoder.protocol", {"prompts": {"clustering": "c: "}, "pooling": "lasttoken"}),
+        ],
+    )
+    facts, _ = shown(
+        capsys, zembed, "--set", 'encoder.protocol={prompts: {clustering: "c: "}, pooling: lasttoken}'
+    )
+    [clustering] = facts["views"]
+    assert (clustering["task"], clustering["role"], clustering["before"]) == ("clustering", "document", "c: ")
+    assert clustering["pooled_token"] == "the text's own"
+    assert clustering["space_id"] == resolve(config).space("clustering", "float32").id
+
+
+def test_raw_text_for_want_of_prompts_is_called_that(
+    zembed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, printed = shown(capsys, zembed)
+    assert facts["row"] is None
+    assert {(view["before"], view["raw_text"]) for view in facts["views"]} == {("", True)}
+    assert "no prompts: raw text" in " ".join(printed.split())
+
+
+def test_a_view_that_wants_an_instruction_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = "intfloat/multilingual-e5-large-instruct"
+    folder = write_family(tmp_path / "model", row)
+    facts, _ = shown(capsys, folder, "--set", f"encoder.protocol={row}")
+    views = {f"{view['task']}/{view['role']}": view for view in facts["views"]}
+    assert "wants an instruction" in views["clustering/document"]["refused"]
+    assert (
+        views["text-matching/document"]["before"] == "Instruct: Retrieve semantically similar text.\nQuery: "
+    )
+    told = ("--set", "encoder.instruction={clustering: Group by topic}")
+    facts, _ = shown(capsys, folder, "--set", f"encoder.protocol={row}", *told)
+    views = {f"{view['task']}/{view['role']}": view for view in facts["views"]}
+    assert views["clustering/document"]["before"] == "Instruct: Group by topic\nQuery: "
+
+
+def test_only_the_encoders_section_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("encoder: {model: org/name, truncate_dim: 8}\n")
+    config = parse([str(tmp_path / "job.yaml"), "--show-protocol", "--dtype", "bfloat16"]).config
+    assert config == EncoderConfig(model="org/name", truncate_dim=8, dtype="bfloat16")
+    with pytest.raises(ConfigurationError, match=r"encoder\.model: missing; give --model"):
+        parse(["--show-protocol"])
+    with pytest.raises(click.UsageError, match="shows every task and role; leave --task out"):
+        parse(["--show-protocol", "--model", "org/name", "--task", "clustering"])
+    with pytest.raises(ConfigurationError, match=r"encoder\.modle: unknown key"):
+        parse(["--show-protocol", "--model", "org/name", "--set", "encoder.modle=x"])
+
+
+def test_what_cannot_be_done_is_the_same_error_as_in_a_run(
+    zembed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--show-protocol", "--model", str(zembed), "--set", "encoder.protocol=zeroentropy/zembed-1"]
+    assert main([*flags, "--truncate-dim", "16"]) == 2
+    assert "learned projections" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ConfigurationError, match="the configuration has"):
+        load_encoder(None, [("encoder.model", "m"), ("encoder.force_truncate_dim", True)])
+    config = EncoderConfig(
+        model=str(zembed), protocol={"forbidden_dtypes": ["float16"], "pooling": "lasttoken"}, dtype="float16"
+    )
+    with pytest.raises(EncoderError, match="overflows in float16"):
+        resolve(config)
+
+
+def test_mtebs_task_types_are_names_of_the_tasks() -> None:
+    config = EncoderConfig(model="m", prompts={"STS": {"document": "s: "}}, instruction=None)
+    assert config.prompts == {"text-matching": {"document": "s: "}}
+    assert view_of("PairClassification") == view_of("similarity") == view_of("text-matching")
+
+
+def test_a_plan_says_which_views_get_raw_text(
+    zembed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text": ["Paris"]}), corpus)
+    run = ["--dry-run", "--input", str(corpus), "--output", str(tmp_path / "out"), "--model", str(zembed)]
+    assert main([*run, "--task", "clustering"]) == 0
+    assert "no prompts raw text for clustering/document" in " ".join(capsys.readouterr().err.split())
+    row = ["--set", "encoder.protocol=zeroentropy/zembed-1"]
+    assert main([*run, *row, "--task", "retrieval", "--role", "query"]) == 0
+    printed = "".join(capsys.readouterr().err.split())
+    assert "noprompts" not in printed
+    assert r"prompt'<|im_start|>system\nquery<|im_end|>\n<|im_start|>user\n'...'<|im_end|>\n'" in printed
