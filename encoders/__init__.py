@@ -12,6 +12,8 @@
     tasks        what a vector is for, and on which side of the comparison its text stands
     space        where vectors may be compared, as one id
     tokenizer    texts -> ragged token ids; ends: the special tokens      (CPU; overlaps with what follows)
+    chunking     long texts -> pieces that fit
+    late_chunking, stretches    ... or pieces that are pooled from the whole text's token states
     batching     ragged token ids -> padded batches within a token budget
     pooling      token states -> one vector a text
     finishing    projection, slicing, normalisation, cast

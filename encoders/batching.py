@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from encoders.stretches import Stretches
 from encoders.tokenizer import TokenizedTexts
 
 
@@ -24,12 +25,21 @@ class Batch:
         token_ids: int64 `[num_tokens]`; the texts end to end.
         lengths: int64 `[num_texts]`.
         prompt_lengths: int64 `[num_texts]`; leading tokens that pooling leaves out.
+        stretches: What gets a vector in place of each text; None where that is the text itself.
+        stretch_rows: int64 `[num_stretches]`; which stretches of the call these are.
     """
 
     rows: npt.NDArray[np.int64]
     token_ids: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     prompt_lengths: npt.NDArray[np.int64]
+    stretches: Stretches | None = None
+    stretch_rows: npt.NDArray[np.int64] | None = None
+
+    @property
+    def vector_rows(self) -> npt.NDArray[np.int64]:
+        """Which vectors of the call this batch gives, `[num_vectors]`."""
+        return self.rows if self.stretch_rows is None else self.stretch_rows
 
     @property
     def num_padding(self) -> int:
@@ -60,5 +70,12 @@ def token_budget_batches(texts: TokenizedTexts, max_batch_tokens: int, *, padded
         stop = max(stop, start + 1)
         rows = order[start:stop]
         some = texts.take(rows)
-        yield Batch(rows, some.token_ids.astype(np.int64), some.lengths, some.prompt_lengths.astype(np.int64))
+        yield Batch(
+            rows,
+            some.token_ids.astype(np.int64),
+            some.lengths,
+            some.prompt_lengths.astype(np.int64),
+            some.stretches,
+            None if texts.stretches is None else texts.stretches.places(rows),
+        )
         start = stop

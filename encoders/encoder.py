@@ -43,7 +43,7 @@ class Encoded:
     """The vectors of one call.
 
     Attributes:
-        vectors: float32 `[num_texts, dim]`.
+        vectors: float32 `[num_texts, dim]`; `[num_stretches, dim]` of texts that have stretches.
         num_padding: Padding tokens that were computed besides the texts' own; none where texts are packed.
     """
 
@@ -106,21 +106,22 @@ class Encoder:
         return cls(protocol, backbone, target, budget, num_threads)
 
     def encode(self, texts: TokenizedTexts) -> Encoded:
-        """Vectors of texts of at least one token each, in their order."""
+        """Vectors of texts, or of their stretches, of at least one token each, in their order."""
         assert (texts.lengths > 0).all()
-        vectors = np.empty((len(texts), self.protocol.dim), dtype=np.float32)
+        assert (texts.pooled_lengths > 0).all()
+        vectors = np.empty((len(texts.pooled_lengths), self.protocol.dim), dtype=np.float32)
         num_padding = 0
         batches = list(token_budget_batches(texts, self.max_batch_tokens, padded=not self._forward.packed))
         for batch, result in zip(batches, self._encode_batches(batches), strict=True):
-            vectors[batch.rows] = result
+            vectors[batch.vector_rows] = result
             num_padding += 0 if self._forward.packed else batch.num_padding
         return Encoded(vectors, num_padding)
 
     def reference(self, texts: TokenizedTexts) -> npt.NDArray[np.float32]:
         """Vectors of the same texts by the plain path: each alone, transformers' own attention, float32; slow."""
-        vectors = np.empty((len(texts), self.protocol.dim), dtype=np.float32)
+        vectors = np.empty((len(texts.pooled_lengths), self.protocol.dim), dtype=np.float32)
         for batch in token_budget_batches(texts, self.max_batch_tokens, padded=False):
-            vectors[batch.rows] = self._finish_batch(self._forward.plain(batch), batch)
+            vectors[batch.vector_rows] = self._finish_batch(self._forward.plain(batch), batch)
         return vectors
 
     def _encode_batches(self, batches: Iterable[Batch]) -> Iterable[npt.NDArray[np.float32]]:
@@ -133,11 +134,16 @@ class Encoder:
 
     @torch.inference_mode()
     def _finish_batch(self, states: torch.Tensor, batch: Batch) -> npt.NDArray[np.float32]:
-        lengths, prompt_lengths = (
-            torch.from_numpy(counts).to(self.device) for counts in (batch.lengths, batch.prompt_lengths)
-        )
-        vectors = self._finish(pool(states, lengths, prompt_lengths, self.protocol.pooling.modes))
+        lengths, prompt_lengths = batch.lengths, batch.prompt_lengths
+        if batch.stretches is not None:
+            states = states[self._counts(batch.stretches.tokens(lengths))]
+            lengths, prompt_lengths = batch.stretches.lengths, np.zeros_like(batch.stretches.lengths)
+        modes = self.protocol.pooling.modes
+        vectors = self._finish(pool(states, self._counts(lengths), self._counts(prompt_lengths), modes))
         return vectors.cpu().numpy()
+
+    def _counts(self, counts: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(counts).to(self.device)
 
 
 def _device(device: str) -> torch.device:

@@ -98,8 +98,8 @@ class Protocol:
                 f"{self.repository.name} overflows in {dtype}; take encoder.dtype auto, bfloat16 or float32"
             )
 
-    def space(self, task: str, precision: str) -> Space:
-        """The space of the vectors of a task, stored with a precision.
+    def space(self, task: str, precision: str, *, late_chunk: bool = False) -> Space:
+        """The space of the vectors of a task, stored with a precision, of whole texts or of chunks cut late.
 
         Raises:
             TaskError: The model has no such task.
@@ -137,8 +137,11 @@ class Protocol:
             }.items()
             if value
         }
+        if late_chunk:  # pooled from a text's own tokens alone, whatever else stands around them
+            content["late_chunk"] = True
         revision = repository.revision.removeprefix("sha256:")[:12]
-        return Space(digest(content), f"{repository.name}@{revision}/{task}/{self.dim}/{precision}")
+        name = f"{repository.name}@{revision}/{task}/{self.dim}/{precision}"
+        return Space(digest(content), f"{name}/late_chunk" if late_chunk else name)
 
     @property
     def added_tokens(self) -> tuple[str | None, str | None] | None:

@@ -7,7 +7,7 @@ model wants something behind the text too, the text is cut and never that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,11 @@ from encoders.ends import settle_ends
 from encoders.errors import ModelNotFoundError, TaskError, UnsupportedModelError
 from encoders.family import Prompt
 from encoders.protocol import Protocol
+from encoders.stretches import Stretches
 
 # Encodings hold offsets and strings besides the ids, about 1 KB a token: drop them as we go.
 _CHUNK_TEXTS = 1024
+_WHOLE_TEXTS = 16
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class TokenizedTexts:
         offsets: int64 `[num_texts + 1]`; text i is `token_ids[offsets[i]:offsets[i + 1]]`.
         prompt_lengths: int32 `[num_texts]`; leading tokens that pooling leaves out (attention sees them).
         truncated: bool `[num_texts]`; whether the model does not see the whole text.
+        stretches: What gets a vector in place of each text; None where that is the text itself.
     """
 
     token_ids: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     prompt_lengths: npt.NDArray[np.int32]
     truncated: npt.NDArray[np.bool_]
+    stretches: Stretches | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -47,6 +51,16 @@ class TokenizedTexts:
         """Tokens of each text, `[num_texts]`."""
         return np.diff(self.offsets)
 
+    @property
+    def pooled_lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens that belong to each vector, `[num_vectors]`."""
+        return self.lengths if self.stretches is None else self.stretches.lengths
+
+    @property
+    def pooled_truncated(self) -> npt.NDArray[np.bool_]:
+        """Whether the model does not see the whole text of each vector, `[num_vectors]`."""
+        return self.truncated if self.stretches is None else np.repeat(self.truncated, self.stretches.counts)
+
     def take(self, rows: npt.NDArray[np.int64]) -> TokenizedTexts:
         """The texts of some rows, in that order."""
         ids = [self.token_ids[self.offsets[row] : self.offsets[row + 1]] for row in rows]
@@ -55,7 +69,33 @@ class TokenizedTexts:
             offsets=_offsets(self.lengths[rows]),
             prompt_lengths=self.prompt_lengths[rows],
             truncated=self.truncated[rows],
+            stretches=None if self.stretches is None else self.stretches.take(rows),
         )
+
+
+@dataclass(frozen=True)
+class WholeText:
+    """One text's tokens with its prompt, nothing cut off.
+
+    Attributes:
+        token_ids: int32 `[num_tokens]`.
+        char_starts: int64 `[num_tokens]`; first character of the text that the token stands for.
+        char_ends: int64 `[num_tokens]`; behind the last one. Equal where the token stands for none of the text.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    char_starts: npt.NDArray[np.int64]
+    char_ends: npt.NDArray[np.int64]
+
+    @property
+    def own(self) -> npt.NDArray[np.int64]:
+        """The tokens that stand for some of the text."""
+        return np.flatnonzero(self.char_ends > self.char_starts)
+
+    @property
+    def own_characters(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """What they stand for: first characters, and behind the last ones."""
+        return self.char_starts[self.own], self.char_ends[self.own]
 
 
 class Tokenizer:
@@ -75,7 +115,7 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._ends = settle_ends(protocol, self._backend)
-        self._truncation_side = tokenizer.truncation_side
+        self.truncation_side: str = tokenizer.truncation_side
         self._truncate()
         if protocol.do_lower_case:
             _prepend_lowercase(self._backend)
@@ -99,8 +139,7 @@ class Tokenizer:
             UnsupportedModelError: What stands behind the text cannot be kept apart from it.
         """
         prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
-        if self.protocol.family is not None and self.protocol.family.strip == "both":
-            texts = [text.strip() for text in texts]
+        texts = [self._stripped(text) for text in texts]
         if not prompt.suffix:
             return self._prepare(texts, prompt, np.empty(0, np.int32))
         self._backend.no_truncation()  # it would cut the suffix
@@ -110,7 +149,7 @@ class Tokenizer:
             self._truncate()
 
     def _truncate(self) -> None:
-        self._backend.enable_truncation(self.protocol.max_seq_length, direction=self._truncation_side)
+        self._backend.enable_truncation(self.protocol.max_seq_length, direction=self.truncation_side)
 
     def _prepare(self, texts: Sequence[str], prompt: Prompt, suffix: npt.NDArray[np.int32]) -> TokenizedTexts:
         longest = self.protocol.max_seq_length
@@ -168,10 +207,10 @@ class Tokenizer:
         behind = full[full.index(bare[-1]) + 1 :] if bare else []
         ids = self._backend.encode(prompt.suffix, add_special_tokens=False).ids + behind
         whole = self._backend.encode(prompt.around("a")).ids
-        if whole[-len(ids) :] != ids or self._truncation_side != "right":
+        if whole[-len(ids) :] != ids or self.truncation_side != "right":
             raise UnsupportedModelError(
                 f"{model}: its tokenizer does not keep {prompt.suffix!r} apart from the text before it (it cuts on the "
-                f"{self._truncation_side}), so a long text could not be cut without it; begin it with a special token"
+                f"{self.truncation_side}), so a long text could not be cut without it; begin it with a special token"
             )
         if len(self._backend.encode(prompt.around("")).ids) >= self.protocol.max_seq_length:
             raise TaskError(
@@ -179,6 +218,33 @@ class Tokenizer:
                 f"{model} takes; raise encoder.max_seq_length"
             )
         return np.asarray(ids, dtype=np.int32)
+
+    def whole_text(self, text: str, prompt: str | Prompt = "") -> WholeText:
+        """The tokens of a text with its prompt, nothing cut off, and the characters of it that they stand for."""
+        [whole] = self.whole_texts([text], prompt)
+        return whole
+
+    def whole_texts(self, texts: Sequence[str], prompt: str | Prompt = "") -> Iterator[WholeText]:
+        """The same for many texts."""
+        prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
+        for start in range(0, len(texts), _WHOLE_TEXTS):
+            some = texts[start : start + _WHOLE_TEXTS]
+            self._backend.no_truncation()
+            try:
+                encodings = self._backend.encode_batch([prompt.around(self._stripped(text)) for text in some])
+            finally:
+                self._truncate()
+            for text, encoding in zip(some, encodings, strict=True):
+                stripped = self._stripped(text)
+                characters = np.array(encoding.offsets, np.int64).reshape(-1, 2) - len(prompt.prefix)
+                characters[np.array(encoding.special_tokens_mask, np.bool_)] = 0
+                starts, ends = np.clip(characters, 0, len(stripped)).T + text.find(stripped)
+                yield WholeText(np.array(encoding.ids, np.int32), starts, ends)
+
+    def _stripped(self, text: str) -> str:
+        """The text as it is tokenized."""
+        family = self.protocol.family
+        return text.strip() if family is not None and family.strip == "both" else text
 
     def _left_out(self, prompt: str) -> npt.NDArray[np.int32]:
         """The prompt's own tokens, where pooling leaves them out; none where it takes all tokens.

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
+from encoders.stretches import Stretches
 from encoders.tokenizer import TokenizedTexts
 
 
@@ -41,32 +42,52 @@ def _stream(table: pa.Table) -> pa.Array:
 
 def token_columns(key: int, texts: TokenizedTexts) -> dict[str, pa.Array]:
     """Ragged token ids as columns of `[num_texts]`."""
-    ids = pa.LargeListArray.from_arrays(pa.array(texts.offsets), pa.array(texts.token_ids))
-    return {
-        f"token_ids_{key}": ids,
+    columns = {
+        f"token_ids_{key}": pa.LargeListArray.from_arrays(pa.array(texts.offsets), pa.array(texts.token_ids)),
         f"prompt_length_{key}": pa.array(texts.prompt_lengths),
         f"truncated_{key}": pa.array(texts.truncated),
     }
+    if texts.stretches is not None:
+        first_and_length = (
+            ("stretch_starts", texts.stretches.starts),
+            ("stretch_lengths", texts.stretches.lengths),
+        )
+        offsets = pa.array(texts.stretches.offsets)
+        for name, values in first_and_length:
+            columns[f"{name}_{key}"] = pa.LargeListArray.from_arrays(offsets, pa.array(values))
+    return columns
 
 
 def tokens_of(table: pa.Table, key: int) -> TokenizedTexts:
     """Ragged token ids back from their columns."""
-    ids = table[f"token_ids_{key}"].combine_chunks()
-    if isinstance(ids, pa.ChunkedArray):  # no text at all
-        ids = pa.array([], pa.large_list(pa.int32()))
+    ids = _lists(table, f"token_ids_{key}", pa.int32())
+    stretches = None
+    if f"stretch_starts_{key}" in table.column_names:
+        starts, lengths = (
+            _lists(table, f"stretch_{name}_{key}", pa.int64()) for name in ("starts", "lengths")
+        )
+        stretches = Stretches(starts.offsets.to_numpy(), starts.values.to_numpy(), lengths.values.to_numpy())
     return TokenizedTexts(
         token_ids=ids.values.to_numpy(),
         offsets=ids.offsets.to_numpy(),
         prompt_lengths=table[f"prompt_length_{key}"].to_numpy(),
         truncated=table[f"truncated_{key}"].to_numpy(),
+        stretches=stretches,
     )
 
 
+def _lists(table: pa.Table, name: str, kind: pa.DataType) -> pa.LargeListArray:
+    lists = table[name].combine_chunks()
+    return (
+        pa.array([], pa.large_list(kind)) if isinstance(lists, pa.ChunkedArray) else lists
+    )  # no text at all
+
+
 def vector_columns(key: int, texts: TokenizedTexts, vectors: np.ndarray) -> dict[str, pa.Array]:
-    """Vectors `[num_texts, dim]` and what is known of their texts, as columns of `[num_texts]`."""
+    """Vectors `[num_vectors, dim]` and what is known of their texts, as columns of `[num_vectors]`."""
     dim = vectors.shape[1]
     return {
         f"embedding_{key}": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim),
-        f"num_tokens_{key}": pa.array(texts.lengths.astype(np.int32)),
-        f"truncated_{key}": pa.array(texts.truncated),
+        f"num_tokens_{key}": pa.array(texts.pooled_lengths.astype(np.int32)),
+        f"truncated_{key}": pa.array(texts.pooled_truncated),
     }

@@ -51,7 +51,7 @@ def _check_accounts(plan: Plan, receipts: Sequence[Receipt]) -> None:
     promised = {fragment.id: fragment.num_rows for fragment in plan.fragments}
     for receipt in receipts:
         if promised.get(receipt.fragment) != receipt.num_rows or not receipt.balances:
-            written = {view: part.num_rows for view, part in receipt.parts.items()}
+            written = {view: part.num_embedded for view, part in receipt.parts.items()}
             raise AccountingError(
                 f"shard {receipt.shard}: {promised.get(receipt.fragment)} rows planned, {receipt.num_rows} read, "
                 f"{written} written, {receipt.num_rejected} rejected; nothing is published"

@@ -28,9 +28,12 @@ from typing import Any
 import click
 from rich.console import Console
 
+from encoders.chunking import Chunker
 from encoders.errors import EncoderError, TaskvecError
+from encoders.late_chunking import refuse_late_chunking
 from encoders.protocol import Protocol
 from encoders.tasks import view_of
+from encoders.tokenizer import Tokenizer
 from jobs.cli import PROGRAM, parse
 from jobs.commit import build_manifest, publish, sweep
 from jobs.config import EncoderConfig, JobConfig, dump_config
@@ -42,7 +45,7 @@ from jobs.parts import refuse_clashes
 from jobs.plan import Plan, lay_out, make_plan, unknown_shards
 from jobs.progress import ProgressLine, Tally
 from jobs.protocols import resolve, show_protocol
-from jobs.records import Manifest, ReadingRecord, ViewRecord
+from jobs.records import LongTextRecord, Manifest, ReadingRecord, ViewRecord
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec
 from jobs.storage import Store, open_store
@@ -123,6 +126,7 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
     tally = Tally()
     if plan.work:
+        _check_chunks(job, reading)
         ray_seconds += _connect(config)
         _embed(job, plan, reading, tally, console)
     manifest, changed = _commit(job, plan, tally, reading.record())
@@ -135,6 +139,8 @@ def _set_up(config: JobConfig) -> _Job:
     encoder = config.encoder
     try:
         protocol = resolve(encoder)
+        if encoder.long_text == "late_chunk":
+            refuse_late_chunking(protocol)
         records = {}
         views = []
         for asked in config.output.views:
@@ -144,7 +150,7 @@ def _set_up(config: JobConfig) -> _Job:
                     f"output.views names {view} twice (a symmetric task's only side is document)"
                 )
             prompt = protocol.prompt(view)  # first, for its error names the view
-            space = protocol.space(view.task, encoder.precision)
+            space = protocol.space(view.task, encoder.precision, late_chunk=encoder.long_text == "late_chunk")
             adapter = protocol.adapter(view)
             if adapter is not None:
                 raise ConfigurationError(
@@ -173,7 +179,8 @@ def _set_up(config: JobConfig) -> _Job:
         raise ConfigurationError(str(error)) from error
     source, target = config.input.location(), config.output.location()
     corpus = list_corpus(source)
-    refuse_clashes(corpus.partition_keys, config.input.columns())
+    chunks = encoder.long_text in ("chunk", "late_chunk")
+    refuse_clashes(corpus.partition_keys, config.input.columns(), chunks=chunks)
     refuse_overlap(corpus, source, target)
     store = open_store(target)
     holdings = take_stock(store)
@@ -212,7 +219,7 @@ def _plan(job: _Job, footers: Sequence[Footer | BadShard]) -> tuple[Plan, Readin
             f"{len(layout.bad_shards)} of {len(job.corpus.shards)} shards cannot be read ({first}); "
             "mend them, or go on without them: input.on_bad_shard=skip"
         )
-    reading = Reading(source.columns(), source.text_joiner, layout.carried)
+    reading = Reading(source.columns(), source.text_joiner, layout.carried, _long_text(job))
     plan = make_plan(job.corpus, layout, reading, job.views, job.holdings)
     if not plan.num_rows:
         raise CorpusError(
@@ -220,6 +227,27 @@ def _plan(job: _Job, footers: Sequence[Footer | BadShard]) -> tuple[Plan, Readin
             "published in place of a full one: check what writes the corpus"
         )
     return plan, reading
+
+
+def _long_text(job: _Job) -> LongTextRecord | None:
+    encoder = job.config.encoder
+    if encoder.long_text == "truncate":
+        return None
+    return LongTextRecord(
+        mode=encoder.long_text,
+        chunk_tokens=encoder.chunk_tokens,
+        chunk_overlap=encoder.chunk_overlap,
+        prompts=tuple(sorted({(spec.prompt.prefix, spec.prompt.suffix) for spec in job.views})),
+    )
+
+
+def _check_chunks(job: _Job, reading: Reading) -> None:
+    """Refuse chunks that do not fit here, before Ray starts: there the reason would be at the end of a long page."""
+    if reading.long_text is not None and reading.long_text.chunks:
+        prompts = [spec.prompt for spec in job.views]
+        Chunker(
+            Tokenizer(job.protocol), prompts, reading.long_text.chunk_tokens, reading.long_text.chunk_overlap
+        )
 
 
 def _connect(config: JobConfig) -> float:

@@ -2,6 +2,8 @@
 
     <id>, <kept columns>, embedding (fixed-size list), num_tokens, truncated, text_hash
 
+with chunk_index, char_start and char_end after the id where texts are cut into chunks.
+
 What the vectors are stands in the file's key-value metadata under `taskvec.*`, so a part that was copied somewhere
 still says its space.
 """
@@ -17,21 +19,29 @@ import pyarrow.parquet as pq
 from jobs.errors import ConfigurationError
 from jobs.footers import Columns
 from jobs.records import FileRecord
-from jobs.sections import OUTPUT_COLUMNS
+from jobs.sections import CHUNK_COLUMNS, OUTPUT_COLUMNS
 
 METADATA_PREFIX = "taskvec."
 
 
-def refuse_clashes(partition_keys: Sequence[str], columns: Columns) -> None:
-    """Refuse a corpus whose partition folders would give a part a second column of some name.
+def refuse_clashes(partition_keys: Sequence[str], columns: Columns, *, chunks: bool = False) -> None:
+    """Refuse a corpus whose columns or partition folders would give a part a second column of some name.
 
     Readers differ in which of the two they take, and some take neither. Names that differ in case only clash in SQL.
 
     Raises:
-        ConfigurationError: One would; the names that a configuration gives are refused by itself.
+        ConfigurationError: One would; the names that a configuration gives are refused by itself, but for those that
+            only chunks have.
     """
+    own = (*OUTPUT_COLUMNS, *CHUNK_COLUMNS) if chunks else OUTPUT_COLUMNS
+    for name in (columns.id_column, *columns.keep_columns):
+        if chunks and name.lower() in CHUNK_COLUMNS:
+            raise ConfigurationError(
+                f"column {name!r} would clash with the output's own {name.lower()!r}, which chunks have; rename it in "
+                "the corpus, leave it out of keep_columns, or take another encoder.long_text"
+            )
     for key in partition_keys:
-        if key.lower() in OUTPUT_COLUMNS:
+        if key.lower() in own:
             raise ConfigurationError(
                 f"the corpus is partitioned by {key!r}, and so is the output, where {key.lower()!r} has a meaning of "
                 "its own; rename the folders, or name the shards of one of them as the input"
@@ -53,7 +63,7 @@ def part_table(carried: pa.Table, embedding: pa.Array, num_tokens: pa.Array, tru
     """The columns of a part.
 
     Args:
-        carried: Id, kept columns and, last, `text_hash`; `[num_rows]`.
+        carried: Id, where the chunk stands, kept columns and, last, `text_hash`; `[num_rows]`.
         embedding: Fixed-size lists of float32 or float16.
         num_tokens: int32; tokens that the model saw, prompt and special tokens included.
         truncated: bool; whether the model did not see the whole text.

@@ -7,11 +7,14 @@ import time
 import numpy as np
 import pyarrow as pa
 
+from encoders.chunking import Chunker
 from encoders.family import Prompt
+from encoders.late_chunking import LateChunker
 from encoders.tokenizer import TokenizedTexts, Tokenizer
 from jobs.cargo import pack, token_columns
 from jobs.errors import CorpusError
-from jobs.rows import NO_TOKENS, Rows, read_rows, text_hashes, unreadable_rows
+from jobs.long_texts import chunk_rows
+from jobs.rows import NO_TOKENS, TOO_LONG, Rows, read_rows, text_hashes, unreadable_rows
 from jobs.run_spec import RunSpec, Work
 from jobs.storage import open_store
 
@@ -26,6 +29,21 @@ class Reader:
         prompts = [Prompt(), *(spec.prompt for spec in run.views)]
         # Under which an empty text has no token; none where the tokenizer adds special tokens, as most do.
         self._emptying_prompts = [one for one in prompts if not self._tokenizer.prepare([""], one).lengths[0]]
+        long_text = run.reading.long_text
+        # Under which a text must fit, or be a reject; none in the other modes.
+        self._limiting_prompts = prompts[1:] if long_text is not None and long_text.mode == "reject" else []
+        self._chunker = self._make_chunker()
+
+    def _make_chunker(self) -> Chunker | None:
+        """What cuts texts, in the modes that do."""
+        long_text = self._run.reading.long_text
+        if long_text is None or not long_text.chunks:
+            return None
+        prompts = [spec.prompt for spec in self._run.views]
+        if long_text.mode == "late_chunk":
+            return LateChunker(self._tokenizer, prompts, long_text.chunk_tokens, long_text.chunk_overlap)
+        prompts += self._emptying_prompts
+        return Chunker(self._tokenizer, prompts, long_text.chunk_tokens, long_text.chunk_overlap)
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Read and tokenize one fragment."""
@@ -57,17 +75,33 @@ class Reader:
             return unreadable_rows(work.fragment, self._run.reading)
 
     def _tokenize(self, rows: Rows, work: Work) -> tuple[Rows, list[TokenizedTexts]]:
-        """Token ids for each distinct prompt; texts that come out empty are rejects.
+        """Token ids for each distinct prompt; texts that come out empty or, if so wanted, too long are rejects.
 
         That a text is empty bare or under one of the run's prompts counts for all views, also for those made earlier
-        or later: which views happen to be missing must not decide which rows one of them holds.
+        or later: which views happen to be missing must not decide which rows one of them holds. So it is with texts
+        that are too long, and with where they are cut.
         """
-        prompts = self._run.prompts(work)
-        asked = dict.fromkeys([*prompts, *self._emptying_prompts])
-        tokenized = [self._tokenizer.prepare(rows.texts, prompt) for prompt in asked]
-        empty = np.logical_or.reduce([texts.lengths == 0 for texts in tokenized])
-        if not empty.any():
-            return rows, tokenized[: len(prompts)]
+        if isinstance(self._chunker, LateChunker):
+            return self._chunk_late(self._chunker, rows, work)
         shard = work.fragment.shard.path
-        kept = rows.without(np.flatnonzero(empty).tolist(), NO_TOKENS, self._run.reading, shard)
-        return kept, [texts.take(np.flatnonzero(~empty)) for texts in tokenized[: len(prompts)]]
+        if self._chunker is not None:
+            rows = chunk_rows(rows, self._chunker.cut(rows.texts), self._run.reading, shard)
+        prompts = self._run.prompts(work)
+        asked = dict.fromkeys([*prompts, *self._emptying_prompts, *self._limiting_prompts])
+        tokenized = {prompt: self._tokenizer.prepare(rows.texts, prompt) for prompt in asked}
+        wanted = [tokenized[prompt] for prompt in prompts]
+        empty = np.logical_or.reduce([texts.lengths == 0 for texts in tokenized.values()])
+        none = np.zeros_like(empty)
+        too_long = np.logical_or.reduce([none, *(tokenized[one].truncated for one in self._limiting_prompts)])
+        if not (empty | too_long).any():
+            return rows, wanted
+        rows = rows.without(np.flatnonzero(empty).tolist(), NO_TOKENS, self._run.reading, shard)
+        rows = rows.without(np.flatnonzero(too_long[~empty]).tolist(), TOO_LONG, self._run.reading, shard)
+        return rows, [texts.take(np.flatnonzero(~(empty | too_long))) for texts in wanted]
+
+    def _chunk_late(self, chunker: LateChunker, rows: Rows, work: Work) -> tuple[Rows, list[TokenizedTexts]]:
+        """A row a chunk, and the token ids of the texts that the chunks were cut from."""
+        chunks, tokenized = chunker.cut_in_place(rows.texts)
+        kept = np.flatnonzero(chunks.counts)
+        rows = chunk_rows(rows, chunks, self._run.reading, work.fragment.shard.path)
+        return rows, [tokenized[prompt].take(kept) for prompt in self._run.prompts(work)]

@@ -44,15 +44,28 @@ class FileRecord(_Record):
 
 
 class PartRecord(FileRecord):
-    """The embeddings of one fragment in one view."""
+    """The embeddings of one fragment in one view.
+
+    Attributes:
+        num_rows: Vectors.
+        num_tokens: What the model saw for them.
+        num_truncated: Vectors whose text the model did not see whole.
+        num_chunked: Rows of the corpus that the vectors are chunks of; None where each row has one vector.
+    """
 
     num_rows: int
     num_tokens: int
     num_truncated: int
+    num_chunked: int | None = None
+
+    @property
+    def num_embedded(self) -> int:
+        """Rows of the corpus that have a vector here."""
+        return self.num_rows if self.num_chunked is None else self.num_chunked
 
 
 class Receipt(_Record):
-    """Proof that a fragment is complete in some views: rows = rows of each part + rejected rows.
+    """Proof that a fragment is complete in some views: rows = rows with vectors in each part + rejected rows.
 
     Attributes:
         fragment: The fragment's id.
@@ -78,7 +91,7 @@ class Receipt(_Record):
     @property
     def balances(self) -> bool:
         """Whether every row that was read has a vector in each view, or is a reject."""
-        return all(part.num_rows + self.num_rejected == self.num_rows for part in self.parts.values())
+        return all(part.num_embedded + self.num_rejected == self.num_rows for part in self.parts.values())
 
     def files(self) -> list[FileRecord]:
         """The files that the receipt vouches for."""
@@ -118,6 +131,27 @@ class BadShardRecord(_Record):
     reason: str
 
 
+class LongTextRecord(_Record):
+    """What becomes of texts that are too long for the model; where there is none, their rest is cut.
+
+    Attributes:
+        mode: `reject`, `chunk` or `late_chunk`.
+        chunk_tokens: Tokens of a chunk; None for as many as fit.
+        chunk_overlap: Tokens that a chunk repeats of the one before.
+        prompts: All of the run's, prefix and suffix, sorted: the longest decides what fits, for all views alike.
+    """
+
+    mode: str
+    chunk_tokens: int | None
+    chunk_overlap: int
+    prompts: tuple[tuple[str, str], ...]
+
+    @property
+    def chunks(self) -> bool:
+        """Whether a row may have several vectors."""
+        return self.mode != "reject"
+
+
 class ReadingRecord(_Record):
     """How rows became texts, and the types of what was carried along."""
 
@@ -127,6 +161,7 @@ class ReadingRecord(_Record):
     keep_columns: tuple[str, ...]
     carried: tuple[tuple[str, str], ...]
     carried_schema: str  # the same as a base64 Arrow schema
+    long_text: LongTextRecord | None = None
 
     @property
     def columns(self) -> Columns:
@@ -136,7 +171,8 @@ class ReadingRecord(_Record):
     @property
     def digest(self) -> str:
         """Part of every fragment's id. Type names stand in for the schema's bytes, which a release may change."""
-        return digest(self.model_dump(mode="json", exclude={"carried_schema"}))
+        unsaid = {"long_text"} if self.long_text is None else set()
+        return digest(self.model_dump(mode="json", exclude={"carried_schema", *unsaid}))
 
 
 class Manifest(_Record):

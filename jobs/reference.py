@@ -114,6 +114,8 @@ def _type_in_words(schema: Mapping[str, object]) -> str:
             return f"{kind} > {minimum:g}"
         case {"minimum": minimum, "maximum": maximum, "type": kind}:
             return f"{kind} {minimum} to {maximum}"
+        case {"minimum": minimum, "type": kind}:
+            return f"{kind} from {minimum}"
         case {"type": kind}:
             return str(kind)
     raise AssertionError(f"no words for {schema}")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from jobs.errors import CorpusError
 from jobs.footers import Columns
 from jobs.fragments import Fragment
-from jobs.records import ReadingRecord
+from jobs.records import LongTextRecord, ReadingRecord
 from jobs.storage import Store
 
 _BATCH_ROWS = 1024
@@ -27,6 +27,7 @@ NULL_ID = "null_id"
 NULL_TEXT = "null_text"
 UNDECODABLE = "undecodable"
 NO_TOKENS = "no_tokens"
+TOO_LONG = "too_long"
 UNREADABLE = "unreadable_shard"
 
 
@@ -38,11 +39,13 @@ class Reading:
         columns: What is read.
         text_joiner: What stands between the texts of several columns.
         carried: The id and kept columns, with the types that every part has.
+        long_text: What becomes of texts that are too long; None where their rest is cut.
     """
 
     columns: Columns
     text_joiner: str
     carried: pa.Schema
+    long_text: LongTextRecord | None = None
 
     def record(self) -> ReadingRecord:
         """As it stands in the manifest."""
@@ -53,6 +56,7 @@ class Reading:
             keep_columns=self.columns.keep_columns,
             carried=tuple((field.name, str(field.type)) for field in self.carried),
             carried_schema=base64.b64encode(self.carried.serialize()).decode(),
+            long_text=self.long_text,
         )
 
     def rejects_schema(self) -> pa.Schema:

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -31,10 +32,14 @@ RoleName = Literal["query", "document"]
 PromptUse = Literal["auto", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Precision = Literal["float32", "float16"]
+LongText = Literal["truncate", "reject", "chunk", "late_chunk"]
 Device = Literal["auto", "cpu", "cuda"]
 
 # Names that the output gives to its own columns and to its partition folders.
 OUTPUT_COLUMNS = ("embedding", "num_tokens", "truncated", "text_hash", "task", "role")
+# Further ones where texts are cut into chunks.
+CHUNK_INDEX = "chunk_index"
+CHUNK_COLUMNS = (CHUNK_INDEX, "char_start", "char_end")
 
 
 class _Section(BaseModel):
@@ -175,6 +180,20 @@ class EncoderConfig(_Section):
         default=None,
         description="Tokens per text, prompt included; the rest is cut. null: as the repository does.",
     )
+    long_text: LongText = Field(
+        default="truncate",
+        description="What to do with a text that the model cannot take whole. truncate: cut the rest; "
+        "reject: no vector; chunk: a vector for each piece, as if it were a text; late_chunk: encode the text "
+        "once, as far as the model takes it, and pool each piece's own tokens.",
+    )
+    chunk_tokens: PositiveInt | None = Field(
+        default=None,
+        description="Tokens of a piece, without prompt and special tokens; shorter texts are one piece. null: as "
+        "many as the model takes; late_chunk needs a number.",
+    )
+    chunk_overlap: NonNegativeInt = Field(
+        default=0, description="Tokens that a piece repeats of the one before; fewer than chunk_tokens."
+    )
     dtype: Dtype = Field(
         default="auto",
         description="Number format of the computation; auto: bfloat16 on CUDA, float32 on CPU.",
@@ -220,6 +239,25 @@ class EncoderConfig(_Section):
         if self.force_truncate_dim and self.truncate_dim is None:
             raise ValueError(
                 "force_truncate_dim is true, and truncate_dim is null; give it, or leave both out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _chunk_settings_make_sense(self) -> Self:
+        if self.long_text not in ("chunk", "late_chunk") and (self.chunk_tokens or self.chunk_overlap):
+            raise ValueError(
+                f"chunk_tokens and chunk_overlap are for long_text chunk and late_chunk, and long_text is "
+                f"{self.long_text}; leave them out, or set long_text"
+            )
+        if self.long_text == "late_chunk" and self.chunk_tokens is None:
+            raise ValueError(
+                "long_text: late_chunk makes chunks of what the model takes whole, so chunk_tokens must say how long "
+                "they are; give a number, 256 say"
+            )
+        if self.chunk_tokens is not None and self.chunk_overlap >= self.chunk_tokens:
+            raise ValueError(
+                f"chunk_overlap is {self.chunk_overlap}; allowed: fewer than chunk_tokens, which is "
+                f"{self.chunk_tokens}"
             )
         return self
 

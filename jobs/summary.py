@@ -73,7 +73,7 @@ def show_run(
     rejected = manifest.rejected()
     existing = sum(part.num_rows for receipt in plan.existing for part in receipt.parts.values())
     lines = {
-        "rows": f"{plan.num_rows:,}",
+        "rows": f"{plan.num_rows:,}{_chunks(manifest)}",
         "embedded": f"{tally.vectors:,} vectors ({existing:,} were there)",
         "rejected": ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())) or "0",
         "tokens": f"{tally.tokens:,}",
@@ -104,6 +104,16 @@ def show_run(
         "manifest": f"{output.rstrip('/')}/{MANIFEST}",
         "ray_start_seconds": round(times.ray_start, 3),
     }
+
+
+def _chunks(manifest: Manifest) -> str:
+    """How many chunks a row with a vector has on average, where rows are cut into chunks."""
+    parts = [part for receipt in manifest.receipts for part in receipt.parts.values() if part.num_chunked]
+    if not parts:
+        return ""
+    return (
+        f", {sum(part.num_rows for part in parts) / sum(part.num_embedded for part in parts):.2f} chunks each"
+    )
 
 
 def _raw(views: Sequence[str]) -> dict[str, str]:

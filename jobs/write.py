@@ -17,6 +17,7 @@ from jobs.errors import OutputError
 from jobs.parts import file_record, part_bytes, part_table
 from jobs.records import RECEIPTS, REJECTS, FileRecord, PartRecord, Receipt
 from jobs.run_spec import RunSpec, ViewSpec, Work
+from jobs.sections import CHUNK_INDEX
 from jobs.storage import open_store
 
 
@@ -73,7 +74,15 @@ class Writer:
             num_rows=table.num_rows,
             num_tokens=int(np.sum(num_tokens.to_numpy(), dtype=np.int64)),
             num_truncated=int(np.sum(truncated.to_numpy())),
+            num_chunked=self._num_chunked(carried),
         )
+
+    def _num_chunked(self, carried: pa.Table) -> int | None:
+        """Rows of the corpus that the vectors are chunks of; each has one first chunk."""
+        long_text = self._run.reading.long_text
+        if long_text is None or not long_text.chunks:
+            return None
+        return int(np.sum(carried[CHUNK_INDEX].to_numpy() == 0))
 
     def _write_rejects(self, work: Work, rejects: pa.Table) -> FileRecord:
         sink = pa.BufferOutputStream()

@@ -18,7 +18,7 @@ from jobs.footers import Columns, read_footers
 from jobs.fragments import Fragment
 from jobs.holdings import Holdings, take_stock
 from jobs.plan import Layout, Plan, lay_out, make_plan, unknown_shards
-from jobs.records import Manifest
+from jobs.records import LongTextRecord, Manifest
 from jobs.rows import Reading
 from jobs.run_spec import ViewSpec
 from jobs.storage import Location, Store, open_store
@@ -66,11 +66,11 @@ def plan_of(
 
 
 def only_fragment(
-    folder: Path, columns: Columns = COLUMNS, joiner: str = " "
+    folder: Path, columns: Columns = COLUMNS, joiner: str = " ", long_text: LongTextRecord | None = None
 ) -> tuple[Store, Fragment, Reading]:
     """The store, the one fragment and the reading of a folder that holds one small shard."""
     layout = layout_of(folder, columns, fragment_rows=10**6)
-    reading = Reading(columns, joiner, layout.carried)
+    reading = Reading(columns, joiner, layout.carried, long_text)
     (shard,) = corpus_of(folder).shards
     ((cut,),) = layout.cuts.values()
     return open_store(Location(str(folder))), cut.of(shard, reading.record().digest), reading
