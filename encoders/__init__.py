@@ -21,6 +21,6 @@ Rerankers score (query, document) pairs, in the same steps:
     heads            weights -> one number a pair
     reranker         these around one model on one device
 
-The first six, and the first two for rerankers, read small JSON files and import neither torch nor transformers, so a driver that only plans
-starts at once. This package knows nothing of Ray, Parquet or storage.
+The first six, and the first two for rerankers, read small JSON files and import neither torch nor transformers, so a
+driver that only plans starts at once. This package knows nothing of Ray, Parquet or storage.
 """

@@ -93,5 +93,7 @@ def test_a_language_model_without_logits_for_the_words_is_an_error(tmp_path: Pat
         **{"lm_head.weight": head[:9600].clone(), "model.embed_tokens.weight": head[:9600].clone()},
     )
     edit_json(folder / "config.json", vocab_size=9600)
-    with pytest.raises(UnsupportedModelError, match=r"logits for 9600 tokens, and the family 'qwen3-reranker'"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"logits for 9600 tokens, and the family 'qwen3-reranker'"
+    ):
         score(folder, family="qwen3-reranker")

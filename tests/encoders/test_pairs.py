@@ -128,7 +128,8 @@ def test_a_classifier_reads_what_its_tokenizer_makes_of_a_pair(architecture: str
     folder = write_classifier(tmp_path / "model", architecture)
     theirs = AutoTokenizer.from_pretrained(folder)
     pairs = [(query, document) for query in [*TEXTS, ""] for document in [*TEXTS, ""]]
-    pairs += [("Paris", LONG), (LONG, "Paris"), (LONG, LONG)]
+    both = "both are long " * 30
+    pairs += [("Paris", LONG), (LONG, "Paris"), (both, both)]
     tokenized = tokenizer(folder).prepare(pairs)
     types: list[int] = []
     for row, pair in enumerate(pairs):
