@@ -20,6 +20,14 @@
     loading      weights -> backbone
     encoder      the five above around one backbone on one device
 
-Those above the tokenizer read small JSON files and import neither torch nor transformers, so a driver that only plans
-starts at once. This package knows nothing of Ray, Parquet or storage.
+Rerankers score (query, document) pairs, in the same steps:
+
+    rerank_families  what yes/no language models are asked, to the byte
+    rerank_protocol  what the files of a reranker say, and its family
+    pairs            pairs -> ragged token ids
+    heads            weights -> one number a pair
+    reranker         these around one model on one device
+
+Those above the tokenizer, and the first two for rerankers, read small JSON files and import neither torch nor
+transformers, so a driver that only plans starts at once. This package knows nothing of Ray, Parquet or storage.
 """

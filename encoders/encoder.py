@@ -35,7 +35,7 @@ from encoders.tokenizer import TokenizedTexts
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Tokens of a batch. CPU: 2k and 4k run alike, 1k is slower by 5 to 10 % (benchmarks/LOG.md).
-_DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Encoder:
             ModelNotFoundError: Weights are missing.
             UnsupportedModelError: They do not fit the architecture.
         """
-        target = _device(device)
-        chosen = _dtype(dtype, target)
+        target = choose_device(device)
+        chosen = choose_dtype(dtype, target)
         backbone = load_backbone(protocol, chosen).to(target)
-        budget = _DEFAULT_BATCH_TOKENS[target.type] if max_batch_tokens == "auto" else max_batch_tokens
+        budget = DEFAULT_BATCH_TOKENS[target.type] if max_batch_tokens == "auto" else max_batch_tokens
         return cls(protocol, backbone, target, budget, num_threads)
 
     def encode(self, texts: TokenizedTexts) -> Encoded:
@@ -146,20 +146,26 @@ class Encoder:
         return torch.from_numpy(counts).to(self.device)
 
 
-def _device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """The device of that name; `auto` is the GPU if there is one.
+
+    Raises:
+        EncoderError: There is no such device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EncoderError(
             f"device {device!r} was asked for, and this process sees no GPU; use device auto or cpu"
         )
-    known = [*_DEFAULT_BATCH_TOKENS, *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    known = [*DEFAULT_BATCH_TOKENS, *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if device not in known:
         raise EncoderError(f"there is no device {device!r} here; use auto, {', '.join(known)}")
     return torch.device(device)
 
 
-def _dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """The number format of that name; `auto` is bfloat16 on CUDA and float32 on CPU."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     chosen: torch.dtype = getattr(torch, dtype)

@@ -72,7 +72,7 @@ def _check_fit(protocol: Protocol, backbone: Any) -> None:
     stated, real = protocol.pooling.token_dim, getattr(config, "hidden_size", None)
     if stated is not None and real is not None and stated != real:
         raise UnsupportedModelError(f"{model}: the pooling says {stated} dimensions, the backbone has {real}")
-    positions = _num_positions(backbone)
+    positions = num_positions(backbone)
     if positions is not None and protocol.max_seq_length > positions:
         raise UnsupportedModelError(
             f"{model}: {kind} takes {positions} tokens, and max_seq_length is {protocol.max_seq_length}; "
@@ -86,7 +86,7 @@ def _check_fit(protocol: Protocol, backbone: Any) -> None:
         )
 
 
-def _num_positions(backbone: Any) -> int | None:
+def num_positions(backbone: Any) -> int | None:
     """Tokens that a table of learned positions has room for; None where positions are computed.
 
     RoBERTa's family counts positions from behind the padding token's id, so its tables are that much longer.

@@ -18,6 +18,7 @@ from encoders.ends import settle_ends
 from encoders.errors import ModelNotFoundError, TaskError, UnsupportedModelError
 from encoders.family import Prompt
 from encoders.protocol import Protocol
+from encoders.repository import Repository
 from encoders.stretches import Stretches
 
 # Encodings hold offsets and strings besides the ids, about 1 KB a token: drop them as we go.
@@ -109,7 +110,11 @@ class Tokenizer:
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
-        tokenizer = _load(protocol)
+        tokenizer = load_tokenizer(
+            protocol.repository,
+            protocol.transformer_folder,
+            trust_remote_code=protocol.options.trust_remote_code,
+        )
         self._all_special_ids = frozenset(tokenizer.all_special_ids)
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
@@ -277,24 +282,28 @@ class Tokenizer:
         return inside.index(False) if False in inside else len(ids)
 
 
-def _load(protocol: Protocol) -> Any:
+def load_tokenizer(repository: Repository, folder: str = "", *, trust_remote_code: bool = False) -> Any:
+    """A repository's own tokenizer, with a fast backend.
+
+    Raises:
+        ModelNotFoundError: The repository has no tokenizer.
+        UnsupportedModelError: It has one without the fast backend.
+    """
     from transformers import AutoTokenizer
 
-    repository = protocol.repository.on_this_machine(remote_code=protocol.options.trust_remote_code)
-    folder = repository.path / protocol.transformer_folder
+    repository = repository.on_this_machine(remote_code=trust_remote_code)
+    path = repository.path / folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=protocol.options.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotFoundError(
-            f"{repository.name}: its tokenizer cannot be loaded from {folder}: {error}"
+            f"{repository.name}: its tokenizer cannot be loaded from {path}: {error}"
         ) from error
     files = sorted(set(tokenizer.vocab_files_names.values()))
-    if not any((folder / file).is_file() for file in files):
+    if not any((path / file).is_file() for file in files):
         # transformers makes up a tokenizer without words for architectures that it knows.
         raise ModelNotFoundError(
-            f"{repository.name}: {folder} holds none of {', '.join(files)}, so the model has no tokenizer"
+            f"{repository.name}: {path} holds none of {', '.join(files)}, so the model has no tokenizer"
         )
     if not getattr(tokenizer, "is_fast", False):
         raise UnsupportedModelError(

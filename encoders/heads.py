@@ -1,0 +1,144 @@
+"""What stands behind the backbone of a reranker: a pair's one number, from the weights of the repository.
+
+A sequence-classification model is run whole. Of a language model, the backbone is run as encoders run theirs, and only
+the words that make the score are computed of its vocabulary, at the last position of each pair; the rest of the output
+layer is dropped where the model does not share it with its input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from encoders.batching import Batch
+from encoders.errors import ModelNotFoundError, UnsupportedModelError
+from encoders.forward import Forward
+from encoders.loading import num_positions
+from encoders.pairs import TokenizedPairs
+from encoders.pooling import pool
+from encoders.rerank_families import YesNoFamily
+from encoders.rerank_protocol import RerankProtocol
+
+
+def load_head(protocol: RerankProtocol, dtype: torch.dtype, device: torch.device) -> Classifier | Words:
+    """The model of a protocol, with every weight from its repository.
+
+    Raises:
+        ModelNotFoundError: There are no safetensors weights.
+        UnsupportedModelError: They do not fill the architecture, or it is not one that is done.
+    """
+    model = _load(protocol, dtype)
+    _check_fit(protocol, model)
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # keys and values of past tokens serve generation only
+    model.eval().requires_grad_(False).to(device)
+    return Classifier(model) if protocol.family is None else Words(model, protocol.family)
+
+
+class Words:
+    """The logits of a language model's words at the last position of each pair."""
+
+    def __init__(self, model: Any, family: YesNoFamily) -> None:
+        self._forward = Forward(model.base_model)
+        self.packed = self._forward.packed
+        self._temperature = family.temperature
+        weight, bias = model.lm_head.weight, model.lm_head.bias
+        assert bias is None
+        self._direction = weight[family.yes.token_id].float().clone()
+        if family.no is not None:
+            self._direction -= weight[family.no.token_id].float()
+
+    def __call__(self, batch: Batch, _: TokenizedPairs) -> Tensor:
+        """float32 `[num_pairs]`: the logit of yes, less that of no, by the temperature."""
+        states = self._forward(batch)
+        lengths = torch.from_numpy(batch.lengths).to(states.device)
+        last = pool(states, lengths, torch.zeros_like(lengths), ("lasttoken",))
+        logits: Tensor = last @ self._direction
+        return logits / self._temperature
+
+
+class Classifier:
+    """The one logit of a sequence-classification head."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._pad_token_id = model.config.pad_token_id
+        self._device = next(model.parameters()).device
+        self.packed = False
+
+    def __call__(self, batch: Batch, pairs: TokenizedPairs) -> Tensor:
+        """float32 `[num_pairs]`; padding goes to the right, as positions count from the first token."""
+        mask = np.arange(batch.lengths[0]) < batch.lengths[:, None]
+        inputs = {"input_ids": _padded(batch.token_ids, mask, self._pad_token_id)}
+        if pairs.type_ids is not None:
+            offsets = pairs.texts.offsets
+            types = [pairs.type_ids[offsets[row] : offsets[row + 1]] for row in batch.rows]
+            inputs["token_type_ids"] = _padded(np.concatenate(types), mask, 0)
+        inputs["attention_mask"] = mask.astype(np.int64)
+        tensors = {name: torch.from_numpy(values).to(self._device) for name, values in inputs.items()}
+        logits: Tensor = self._model(**tensors).logits
+        return logits[:, 0].float()
+
+
+def _padded(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], fill: int) -> npt.NDArray[np.int64]:
+    padded = np.full(mask.shape, fill, np.int64)
+    padded[mask] = values
+    return padded
+
+
+def _load(protocol: RerankProtocol, dtype: torch.dtype) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    name = protocol.repository.name
+    path = protocol.repository.on_this_machine(weights=True).path
+    auto = AutoModelForSequenceClassification if protocol.family is None else AutoModelForCausalLM
+    try:
+        model, report = auto.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"{name}: no safetensors weights in {path}; weights in pickle files are never loaded ({error})"
+        ) from error
+    except (ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UnsupportedModelError(f"{name} cannot be loaded: {error}") from error
+    wrong = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
+    if wrong:
+        raise UnsupportedModelError(
+            f"{name}: its weights do not fill {type(model).__name__}: {len(wrong)} are missing or of another shape "
+            f"({', '.join(wrong[:3])}, ...), and random numbers would stand in for them"
+        )
+    return model
+
+
+def _check_fit(protocol: RerankProtocol, model: Any) -> None:
+    """What the small files said must hold for the real model."""
+    name, kind, config = protocol.repository.name, type(model).__name__, model.config
+    positions = num_positions(model)
+    if positions is not None and protocol.max_seq_length > positions:
+        raise UnsupportedModelError(
+            f"{name}: {kind} takes {positions} tokens, and max_seq_length is {protocol.max_seq_length}; "
+            f"give max_seq_length up to {positions}"
+        )
+    if protocol.family is not None:
+        words = [word.token_id for word in (protocol.family.yes, protocol.family.no) if word is not None]
+        if len(model.lm_head.weight) <= max(words):
+            raise UnsupportedModelError(
+                f"{name}: {kind} has logits for {len(model.lm_head.weight)} tokens, and the family "
+                f"{protocol.family.name!r} reads those of {words}; name the model's own family"
+            )
+        return
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name}: {kind} is an encoder-decoder, which is not done for rerankers")
+    if config.pad_token_id is None:
+        raise UnsupportedModelError(
+            f"{name}: config.json names no pad_token_id, so {kind} cannot tell a pair's last token from padding; "
+            "add it to config.json"
+        )
