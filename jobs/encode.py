@@ -41,7 +41,7 @@ class EncodeFragment:
         for key, _ in enumerate(self._run.prompts(work)):
             texts = tokens_of(tokens, key)
             encoded = self._encoder.encode(texts)
-            vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.precision))
+            vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.encoded_precision))
             num_tokens += len(texts.token_ids)
             num_padding += encoded.num_padding
         cells = pack(

@@ -122,13 +122,31 @@ def embed_fragments(run: RunSpec, work: Sequence[Work], compute: ComputeConfig) 
         TaskvecError: What a worker raised on purpose.
         JobError: Anything else that a worker died of.
     """
+    return _stream(run, work, compute, _Write)
+
+
+def calibrate_fragments(
+    run: RunSpec, work: Sequence[Work], compute: ComputeConfig
+) -> Iterator[dict[str, Any]]:
+    """Run a sample through the same stages, but for the last: yields what the calibrators say, and writes nothing.
+
+    Raises:
+        TaskvecError: What a worker raised on purpose.
+        JobError: Anything else that a worker died of.
+    """
+    return _stream(run, work, compute, _Calibrate)
+
+
+def _stream(
+    run: RunSpec, work: Sequence[Work], compute: ComputeConfig, last: type
+) -> Iterator[dict[str, Any]]:
     _configure(compute.no_progress_timeout_seconds)
     on_gpu = run.device == "cuda"
     shipped = pickle.dumps(run)
     dataset = ray.data.from_items(
         [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
     )
-    for stage in _stages(compute, on_gpu=on_gpu, num_fragments=len(work)):
+    for stage in _stages(compute, last, on_gpu=on_gpu, num_fragments=len(work)):
         dataset = dataset.map_batches(
             stage.actor,
             fn_constructor_args=[shipped],
@@ -153,7 +171,7 @@ class _Stage(NamedTuple):
     pool: ActorPoolStrategy
 
 
-def _stages(compute: ComputeConfig, *, on_gpu: bool, num_fragments: int) -> list[_Stage]:
+def _stages(compute: ComputeConfig, last: type, *, on_gpu: bool, num_fragments: int) -> list[_Stage]:
     """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or a few beside the cores."""
 
     def pool(least: int, most: int | None, first: int) -> ActorPoolStrategy:
@@ -171,7 +189,7 @@ def _stages(compute: ComputeConfig, *, on_gpu: bool, num_fragments: int) -> list
         return [
             _Stage(_Read, _GPU_READER_CPUS, None, pool(readers or 1, readers, readers or 1)),
             _Stage(_Encode, _GPU_ENCODER_CPUS, compute.gpus_per_actor, pool(least, most, least)),
-            _Stage(_Write, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
+            _Stage(last, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
         ]
     most = most or max(1, int(ray.cluster_resources().get("CPU", 1)))
     helpers = math.ceil(
@@ -181,7 +199,7 @@ def _stages(compute: ComputeConfig, *, on_gpu: bool, num_fragments: int) -> list
     return [
         _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers, readers, readers)),
         _Stage(_Encode, _CPU_ENCODER_CPUS, None, pool(least, most, most)),
-        _Stage(_Write, _CPU_HELPER_CPUS, None, pool(helpers, helpers, helpers)),
+        _Stage(last, _CPU_HELPER_CPUS, None, pool(helpers, helpers, helpers)),
     ]
 
 
@@ -234,6 +252,16 @@ class _Write:
         from jobs.write import Writer
 
         self._stage = Writer(pickle.loads(run))
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return self._stage(row)
+
+
+class _Calibrate:
+    def __init__(self, run: bytes) -> None:
+        from jobs.ranges import Calibrator
+
+        self._stage = Calibrator(pickle.loads(run))
 
     def __call__(self, row: pa.Table) -> pa.Table:
         return self._stage(row)

@@ -39,7 +39,10 @@ def show_plan(console: Console, plan: Plan, views: Mapping[str, ViewRecord], out
     }
     lines = {name.replace("_", " "): f"{count:,}" for name, count in counts.items()}
     for name, view in views.items():
-        lines[f"view {name}"] = f"{view.space_name} ({view.space_id[:12]}), prompt {view.prompt!r}"
+        space = f"{view.space_name} ({view.space_id[:12]})"
+        if view.precision == "int8" and view.ranges_digest is None:
+            space = f"{view.space_name}, ranges to be calibrated"
+        lines[f"view {name}"] = f"{space}, prompt {view.prompt!r}"
     _print_table(console, "Plan; nothing was touched", lines)
     return {**counts, "views": list(views), "output": output}
 
