@@ -62,7 +62,7 @@ class Bench:
                 protocol.prompt(view),
                 protocol.space(view.task, self.precision),
                 {"view": str(view)},
-                self.ranges,
+                ranges=self.ranges,
             )
             for view in self.views
         )
