@@ -3,19 +3,23 @@
     python benchmarks/retrieval.py DOCUMENTS QUERIES qrels.parquet
 
 DOCUMENTS and QUERIES are outputs of `jobs.embed` with the views retrieval/document and retrieval/query; the qrels have
-the columns query_id, doc_id and score. Exact search by dot product. Measures are ir_measures' own.
+the columns query_id, doc_id and score. Exact search by dot product, of int8 vectors after restoring, of binary ones by
+Hamming distance. Measures are ir_measures' own.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
+from typing import Any
 
 import ir_measures
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 from ir_measures import RR, R, nDCG
 
+from encoders.quantization import Ranges, restore, sign_cosines
+from jobs.cargo import as_vectors
 from jobs.errors import OutputError
 from jobs.records import read_manifest
 from jobs.storage import Location, open_store
@@ -23,8 +27,19 @@ from jobs.storage import Location, open_store
 _DEPTH = 100
 
 
-def read_view(uri: str, view: str) -> tuple[str, list[str], npt.NDArray[np.float32]]:
-    """The space id, ids and vectors `[num_rows, dim]` of one view of a committed output.
+@dataclass(frozen=True)
+class Vectors:
+    """One view of an output: where it may be compared, its rows' ids, and their vectors as they are stored."""
+
+    space_id: str
+    precision: str
+    ranges: Ranges | None
+    ids: list[str]
+    stored: np.ndarray[Any, Any]
+
+
+def read_view(uri: str, view: str) -> Vectors:
+    """One view of a committed output.
 
     Raises:
         OutputError: Nothing was committed there, or not this view.
@@ -39,9 +54,11 @@ def read_view(uri: str, view: str) -> tuple[str, list[str], npt.NDArray[np.float
         with store.open(receipt.parts[view].path) as file:
             table = pq.read_table(file, columns=[manifest.reading.id_column, "embedding"])
         ids += map(str, table[manifest.reading.id_column].to_pylist())
-        flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        vectors.append(flat.reshape(table.num_rows, -1).astype(np.float32))
-    return manifest.views[view].space_id, ids, np.concatenate(vectors)
+        vectors.append(as_vectors(table["embedding"]))
+    held = manifest.views[view]
+    calibrated = manifest.ranges.get(held.task)
+    ranges = calibrated.ranges if calibrated else None
+    return Vectors(held.space_id, held.precision, ranges, ids, np.concatenate(vectors))
 
 
 def main() -> None:
@@ -51,17 +68,21 @@ def main() -> None:
     parser.add_argument("queries")
     parser.add_argument("qrels")
     args = parser.parse_args()
-    space, doc_ids, documents = read_view(args.documents, "retrieval/document")
-    query_space, query_ids, queries = read_view(args.queries, "retrieval/query")
-    if space != query_space:
+    documents = read_view(args.documents, "retrieval/document")
+    queries = read_view(args.queries, "retrieval/query")
+    if documents.space_id != queries.space_id:
         raise SystemExit(
-            f"documents are in the space {space}, queries in {query_space}: no score means anything"
+            f"documents are in the space {documents.space_id}, queries in {queries.space_id}: no score means anything"
         )
-    scores = queries @ documents.T
-    best = np.argpartition(-scores, min(_DEPTH, len(doc_ids) - 1), axis=1)[:, :_DEPTH]
+    if documents.precision == "binary":
+        scores = sign_cosines(queries.stored, documents.stored)
+    else:
+        scores = restore(queries.stored, queries.ranges) @ restore(documents.stored, documents.ranges).T
+    # Stable, for signs give many equal scores: of those the row that comes first is nearer.
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :_DEPTH]
     found = [
-        ir_measures.ScoredDoc(query_id, doc_ids[place], float(scores[row, place]))
-        for row, query_id in enumerate(query_ids)
+        ir_measures.ScoredDoc(query_id, documents.ids[place], float(scores[row, place]))
+        for row, query_id in enumerate(queries.ids)
         for place in best[row]
     ]
     judged = pq.read_table(args.qrels).to_pylist()

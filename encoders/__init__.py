@@ -17,6 +17,7 @@
     batching     ragged token ids -> padded batches within a token budget
     pooling      token states -> one vector a text
     finishing    projection, slicing, normalisation, cast
+    quantization a byte or a bit a dimension, and how those are compared
     loading      weights -> backbone
     encoder      the five above around one backbone on one device
 

@@ -29,6 +29,10 @@ class Space:
     def __str__(self) -> str:
         return f"{self.name} ({self.id[:12]})"
 
+    def quantized(self, ranges: str) -> Space:
+        """The space of this one's vectors once they are quantised with some ranges, by the digest of those."""
+        return Space(digest([self.id, ranges]), f"{self.name}-{ranges[:8]}")
+
 
 def digest(content: Any) -> str:
     """128-bit digest of anything that JSON can say, as 32 hexadecimal digits; key order does not matter."""

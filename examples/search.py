@@ -4,7 +4,8 @@
 
 Exact search: one matrix product over all vectors, which lie in memory. Good for some million rows; beyond that load
 the parts into an index. Only the parts that the manifest lists are read, and a model whose vectors live in another
-space than the output's is refused.
+space than the output's is refused. Questions are quantised as the documents were: int8 with the manifest's ranges,
+binary to signs, whose distance is Hamming's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +26,10 @@ from rich.text import Text
 from encoders.encoder import Encoder
 from encoders.errors import TaskvecError
 from encoders.protocol import Protocol, resolve_protocol
+from encoders.quantization import Ranges, quantize, restore, sign_cosines
 from encoders.tasks import Role, View
 from encoders.tokenizer import Tokenizer
+from jobs.cargo import as_vectors
 from jobs.errors import OutputError
 from jobs.records import Manifest, ViewRecord, read_manifest
 from jobs.storage import Location, Store, open_store
@@ -43,18 +47,18 @@ class Documents:
     Attributes:
         ids: One per row.
         titles: First line of each text; empty where the run did not keep the text.
-        vectors: float32 `[num_rows, dim]`, of length 1.
+        vectors: `[num_rows, ...]` as they are stored.
     """
 
     ids: list[str]
     titles: list[str]
-    vectors: npt.NDArray[np.float32]
+    vectors: npt.NDArray[Any]
 
 
 def embed_questions(protocol: Protocol, questions: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Vectors of the questions, `[num_questions, dim]`, of length 1."""
+    """Vectors of the questions, float32 `[num_questions, dim]`."""
     texts = Tokenizer(protocol).prepare(questions, protocol.prompt(QUESTIONS))
-    return _unit(Encoder.load(protocol).encode(texts).vectors)
+    return Encoder.load(protocol).encode(texts).vectors
 
 
 def check_space(view: ViewRecord, protocol: Protocol) -> None:
@@ -64,6 +68,8 @@ def check_space(view: ViewRecord, protocol: Protocol) -> None:
         OutputError: The spaces differ.
     """
     space = protocol.space(view.task, view.precision)
+    if view.ranges_digest is not None:
+        space = space.quantized(view.ranges_digest)
     if space.id != view.space_id:
         raise OutputError(
             f"the output is in the space {view.space_name} ({view.space_id[:12]}), and the questions would be in "
@@ -81,19 +87,27 @@ def read_documents(store: Store, manifest: Manifest) -> Documents:
     columns = [manifest.reading.id_column, "embedding", *([TEXT_COLUMN] if keeps_text else [])]
     ids: list[str] = []
     titles: list[str] = []
-    vectors: list[npt.NDArray[np.float32]] = []
+    vectors: list[npt.NDArray[Any]] = []
     for receipt in manifest.receipts:
         with store.open(receipt.parts[str(DOCUMENTS)].path) as file:
             table = pq.read_table(file, columns=columns)
         ids += map(str, table[manifest.reading.id_column].to_pylist())
         titles += map(_first_line, table[TEXT_COLUMN].to_pylist()) if keeps_text else [""] * table.num_rows
-        flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        vectors.append(flat.astype(np.float32).reshape(table.num_rows, -1))
+        vectors.append(as_vectors(table["embedding"]))
     if not ids:
         raise OutputError(
             f"{store.location.uri} has no rows in the view {DOCUMENTS}; there is nothing to find"
         )
-    return Documents(ids, titles, _unit(np.concatenate(vectors)))
+    return Documents(ids, titles, np.concatenate(vectors))
+
+
+def score(
+    questions: npt.NDArray[Any], documents: npt.NDArray[Any], ranges: Ranges | None
+) -> npt.NDArray[np.float32]:
+    """Cosines `[num_questions, num_rows]` of vectors as they are stored; of packed signs those of the signs."""
+    if documents.dtype == np.uint8:
+        return sign_cosines(questions, documents)
+    return _unit(restore(questions, ranges)) @ _unit(restore(documents, ranges)).T
 
 
 def show(question: str, scores: npt.NDArray[np.float32], documents: Documents, num_answers: int) -> Table:
@@ -131,9 +145,10 @@ def search(
     documents = read_documents(store, manifest)
     console = Console(highlight=False)
     console.width = min(console.width, MAX_WIDTH)
-    for question, scores in zip(
-        questions, embed_questions(protocol, questions) @ documents.vectors.T, strict=True
-    ):
+    calibrated = manifest.ranges.get(view.task)
+    ranges = calibrated.ranges if calibrated else None
+    asked = quantize(embed_questions(protocol, questions), view.precision, ranges)
+    for question, scores in zip(questions, score(asked, documents.vectors, ranges), strict=True):
         console.print(show(question, scores, documents, num_answers), end="\n\n")
 
 

@@ -4,7 +4,7 @@ A fragment's rows stay together in one `large_binary` cell, which reads back wit
 stages can split, merge or reorder them, and the accelerator's batches are the encoder's affair alone.
 
     read    -> work, rows, rejects, tokens, and seconds spent
-    encode  -> the same with tokens replaced by vectors
+    encode  -> the same with tokens replaced by vectors, of a float type
     write   -> a receipt, and what was spent
 """
 
@@ -85,9 +85,19 @@ def _lists(table: pa.Table, name: str, kind: pa.DataType) -> pa.LargeListArray:
 
 def vector_columns(key: int, texts: TokenizedTexts, vectors: np.ndarray) -> dict[str, pa.Array]:
     """Vectors `[num_vectors, dim]` and what is known of their texts, as columns of `[num_vectors]`."""
-    dim = vectors.shape[1]
     return {
-        f"embedding_{key}": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim),
+        f"embedding_{key}": as_lists(vectors),
         f"num_tokens_{key}": pa.array(texts.pooled_lengths.astype(np.int32)),
         f"truncated_{key}": pa.array(texts.pooled_truncated),
     }
+
+
+def as_lists(vectors: np.ndarray) -> pa.Array:
+    """Fixed-size lists from vectors `[num_texts, dim]`."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def as_vectors(lists: pa.ChunkedArray) -> np.ndarray:
+    """Vectors `[num_texts, dim]` from fixed-size lists."""
+    flat: np.ndarray = lists.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(lists), lists.type.list_size)

@@ -13,7 +13,17 @@ from datetime import UTC, datetime
 from jobs.errors import AccountingError
 from jobs.holdings import data_files
 from jobs.plan import Plan
-from jobs.records import CONFIG, MANIFEST, RECEIPTS, Manifest, ReadingRecord, Receipt, ViewRecord
+from jobs.records import (
+    CONFIG,
+    MANIFEST,
+    RANGES,
+    RECEIPTS,
+    Manifest,
+    RangesRecord,
+    ReadingRecord,
+    Receipt,
+    ViewRecord,
+)
 from jobs.storage import Store
 
 
@@ -25,6 +35,7 @@ def build_manifest(
     reading: ReadingRecord,
     fragment_rows: int,
     views: Mapping[str, ViewRecord],
+    ranges: Mapping[str, RangesRecord],
 ) -> Manifest:
     """The dataset as it should be once committed.
 
@@ -38,6 +49,7 @@ def build_manifest(
         reading=reading,
         fragment_rows=fragment_rows,
         views=views,
+        ranges=ranges,
         shards=plan.shards,
         bad_shards=plan.bad_shards,
         # In an order of their own, whatever the order in which workers finished.
@@ -82,7 +94,8 @@ def publish(store: Store, manifest: Manifest, configuration: Mapping[str, object
 
 
 def sweep(store: Store, manifest: Manifest) -> None:
-    """Remove parts that the dataset does not hold, and receipts, all of which it holds or does not want."""
+    """Remove parts that the dataset does not hold, and ranges and receipts, all of which it holds or does not want."""
     live = {file.path for receipt in manifest.receipts for file in receipt.files()}
     store.delete([path for path in data_files(store) if path not in live])
-    store.delete([entry.path for entry in store.list(RECEIPTS)])
+    for folder in (RANGES, RECEIPTS):
+        store.delete([entry.path for entry in store.list(folder)])

@@ -201,7 +201,8 @@ def _problem(path: str, details: ErrorDetails) -> str:
                 return f"{path}: a dotted key; in YAML write it as {path.replace('.', ': {')}: ...}}"
             return f"{path}: unknown key; the closest known name is {closest_name(path)}"
         case "value_error":
-            return f"{path}: {details['ctx']['error']}{flag}"
+            # What concerns two sections has no path; it names its fields.
+            return f"{path}: {details['ctx']['error']}{flag}".removeprefix(": ")
         case "model_type" | "mapping_type" | "dict_type" if field is None:
             return f"{path}: given {shown(given)}; allowed: a mapping of fields, as in `{path}: {{...}}`"
     if field and (field.name == path or details["type"] == "model_type"):

@@ -6,6 +6,7 @@ It makes a Parquet dataset of embeddings equal to what a corpus and an encoder s
 
     read the configuration, resolve the encoder's protocol, take stock of the output     (wrong: exit code 2)
     plan      list shards, cut them into fragments, subtract the parts that exist already
+              (int8 only, and only once: calibrate its ranges, for they are part of what names a part)
     embed     what is missing, on Ray                                                    (failed: exit code 1)
     commit    if receipts cover the plan and counts balance, replace the manifest; then sweep
 
@@ -22,7 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -32,6 +33,7 @@ from encoders.chunking import Chunker
 from encoders.errors import EncoderError, TaskvecError
 from encoders.late_chunking import refuse_late_chunking
 from encoders.protocol import Protocol
+from encoders.quantization import check_dim
 from encoders.tasks import view_of
 from encoders.tokenizer import Tokenizer
 from jobs.cli import PROGRAM, parse
@@ -42,13 +44,14 @@ from jobs.errors import ConfigurationError, CorpusError, OutputError
 from jobs.footers import BadShard, Footer, read_footers
 from jobs.holdings import Holdings, refuse_other_dataset, take_stock
 from jobs.parts import refuse_clashes
-from jobs.plan import Plan, lay_out, make_plan, unknown_shards
+from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_shards
 from jobs.progress import ProgressLine, Tally
 from jobs.protocols import resolve, show_protocol
-from jobs.records import LongTextRecord, Manifest, ReadingRecord, ViewRecord
+from jobs.ranges import CALIBRATION_ROWS, calibrated, held_ranges, keep, ranges_from, sample_of, with_ranges
+from jobs.records import LongTextRecord, Manifest, RangesRecord, ReadingRecord, ViewRecord
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec
-from jobs.storage import Store, open_store
+from jobs.storage import Location, Store, open_store
 from jobs.summary import Times, show_plan, show_run
 
 # Up to here a thread pool reads footers faster than Ray starts; beyond, they are tasks on the cluster.
@@ -99,6 +102,7 @@ class _Job:
     corpus: Corpus
     store: Store
     holdings: Holdings
+    ranges: Mapping[str, RangesRecord]
 
     @property
     def raw_views(self) -> tuple[str, ...]:
@@ -121,7 +125,11 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
     ray_seconds = 0.0
     footers, seconds = _read_footers(job)
     ray_seconds += seconds
-    plan, reading = _plan(job, footers)
+    layout, reading = _lay_out(job, footers)
+    if not dry_run:
+        job, seconds = _calibrate(job, layout, reading, console)
+        ray_seconds += seconds
+    plan = _plan(job, layout, reading)
     if dry_run:
         return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
     tally = Tally()
@@ -139,6 +147,7 @@ def _set_up(config: JobConfig) -> _Job:
     encoder = config.encoder
     try:
         protocol = resolve(encoder)
+        check_dim(protocol.repository.name, protocol.dim, encoder.precision)
         if encoder.long_text == "late_chunk":
             refuse_late_chunking(protocol)
         records = {}
@@ -184,9 +193,16 @@ def _set_up(config: JobConfig) -> _Job:
     refuse_overlap(corpus, source, target)
     store = open_store(target)
     holdings = take_stock(store)
-    if holdings.manifest is not None and not config.output.overwrite:
-        refuse_other_dataset(holdings.manifest, _folder(source.uri), records)
-    return _Job(config, protocol, tuple(views), records, corpus, store, holdings)
+    held = None if config.output.overwrite else holdings.manifest
+    ranges: Mapping[str, RangesRecord] = {}
+    if encoder.ranges_from is not None:
+        ranges = ranges_from(Location(encoder.ranges_from, target.endpoint_url), views)
+    elif held is not None:
+        ranges = held_ranges(held, views)
+    specs, records = with_ranges(views, records, ranges)
+    if held is not None:
+        refuse_other_dataset(held, _folder(source.uri), records)
+    return _Job(config, protocol, specs, records, corpus, store, holdings, ranges)
 
 
 def _folder(uri: str) -> str:
@@ -210,7 +226,7 @@ def _read_footers(job: _Job) -> tuple[list[Footer | BadShard], float]:
     return read_footers_on_cluster(location, shards, columns), seconds
 
 
-def _plan(job: _Job, footers: Sequence[Footer | BadShard]) -> tuple[Plan, Reading]:
+def _lay_out(job: _Job, footers: Sequence[Footer | BadShard]) -> tuple[Layout, Reading]:
     source = job.config.input
     layout = lay_out(job.corpus, job.holdings.manifest, footers, source.columns(), source.fragment_rows)
     if layout.bad_shards and source.on_bad_shard == "fail":
@@ -219,14 +235,40 @@ def _plan(job: _Job, footers: Sequence[Footer | BadShard]) -> tuple[Plan, Readin
             f"{len(layout.bad_shards)} of {len(job.corpus.shards)} shards cannot be read ({first}); "
             "mend them, or go on without them: input.on_bad_shard=skip"
         )
-    reading = Reading(source.columns(), source.text_joiner, layout.carried, _long_text(job))
+    return layout, Reading(source.columns(), source.text_joiner, layout.carried, _long_text(job))
+
+
+def _calibrate(job: _Job, layout: Layout, reading: Reading, console: Console) -> tuple[_Job, float]:
+    """The job with all the ranges that it needs; and how long Ray took to start, where it was needed."""
+    views = [spec for spec in job.views if spec.view.task not in job.ranges]
+    fragments = fragments_of(job.corpus, layout, reading)
+    if job.config.encoder.precision != "int8" or not views or not fragments:
+        return job, 0.0
+    sample = sample_of(fragments, job.config.output.calibration_rows or CALIBRATION_ROWS)
+    found = sample.ranges(views, job.holdings)
+    missing = [spec for spec in views if spec.view.task not in found]
+    seconds = 0.0
+    if missing:
+        from jobs.pipeline import calibrate_fragments
+
+        seconds = _connect(job.config)
+        console.print(f"Calibrating the ranges of int8 on {sum(sample.rows.values()):,} rows")
+        run = replace(_run_spec(job, reading), views=tuple(missing), precision="float32")
+        bounds = calibrate_fragments(run, sample.work(missing), job.config.compute)
+        new = calibrated(bounds, sample, missing)
+        found |= {task: keep(job.store, record) for task, record in new.items()}
+    specs, records = with_ranges(job.views, job.records, found)
+    return replace(job, views=specs, records=records, ranges={**job.ranges, **found}), seconds
+
+
+def _plan(job: _Job, layout: Layout, reading: Reading) -> Plan:
     plan = make_plan(job.corpus, layout, reading, job.views, job.holdings)
     if not plan.num_rows:
         raise CorpusError(
-            f"the corpus {source.uri} has {len(job.corpus.shards)} shards and not one row; an empty dataset is not "
-            "published in place of a full one: check what writes the corpus"
+            f"the corpus {job.config.input.uri} has {len(job.corpus.shards)} shards and not one row; an empty dataset "
+            "is not published in place of a full one: check what writes the corpus"
         )
-    return plan, reading
+    return plan
 
 
 def _long_text(job: _Job) -> LongTextRecord | None:
@@ -259,11 +301,22 @@ def _connect(config: JobConfig) -> float:
 
 
 def _embed(job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Console) -> None:
-    from jobs.pipeline import choose_cores, choose_device, embed_fragments
+    from jobs.pipeline import embed_fragments
+
+    spec = _run_spec(job, reading)
+    num_rows = sum(work.fragment.num_rows for work in plan.work)
+    with ProgressLine(console, len(plan.work), num_rows) as line:
+        for spent in embed_fragments(spec, plan.work, job.config.compute):
+            tally.add(spent)
+            line.update(tally)
+
+
+def _run_spec(job: _Job, reading: Reading) -> RunSpec:
+    from jobs.pipeline import choose_cores, choose_device
 
     compute = job.config.compute
     device = choose_device(compute)
-    spec = RunSpec(
+    return RunSpec(
         corpus=job.corpus.location,
         reading=reading,
         skip_bad_shards=job.config.input.on_bad_shard == "skip",
@@ -279,11 +332,6 @@ def _embed(job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Conso
         compression_level=job.config.output.compression_level,
         row_group_rows=job.config.output.row_group_rows,
     )
-    num_rows = sum(work.fragment.num_rows for work in plan.work)
-    with ProgressLine(console, len(plan.work), num_rows) as line:
-        for spent in embed_fragments(spec, plan.work, compute):
-            tally.add(spent)
-            line.update(tally)
 
 
 def _commit(job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord) -> tuple[Manifest, bool]:
@@ -296,6 +344,7 @@ def _commit(job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord) -> tupl
         reading=reading,
         fragment_rows=job.config.input.fragment_rows,
         views=job.records,
+        ranges=job.ranges,
     )
     if held is not None and manifest.digest == held.digest:
         if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep

@@ -45,7 +45,7 @@ class EncodeFragment:
             self._preflight_cosine = min(preflight(self._encoder, texts) for texts in ragged)
         for key, texts in enumerate(ragged):
             encoded = self._encoder.encode(texts)
-            vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.precision))
+            vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.encoded_precision))
             num_tokens += len(texts.token_ids)
             num_padding += encoded.num_padding
         cells = pack(

@@ -6,13 +6,27 @@ removed is made again. Memory goes with the number of fragments, never of rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from jobs.errors import OutputError
-from jobs.records import RECEIPTS, REJECTS, Manifest, Receipt, ViewRecord, parse_receipt, read_manifest
+from jobs.records import (
+    RANGES,
+    RECEIPTS,
+    REJECTS,
+    Manifest,
+    RangesRecord,
+    Receipt,
+    ViewRecord,
+    parse_ranges,
+    parse_receipt,
+    read_manifest,
+)
 from jobs.storage import Store
+
+R = TypeVar("R", Receipt, RangesRecord)
 
 _READ_THREADS = 32
 _PART_PREFIX = "task="
@@ -26,18 +40,20 @@ class Holdings:
         manifest: The committed dataset, if there is one.
         receipts: Of the manifest, and of attempts that it does not know.
         files: Size of every part and rejects file, by path.
+        ranges: Calibrated by attempts that the manifest does not know.
     """
 
     manifest: Manifest | None
     receipts: tuple[Receipt, ...]
     files: Mapping[str, int]
+    ranges: tuple[RangesRecord, ...] = ()
 
     @property
     def is_tidy(self) -> bool:
         """Whether nothing is there but what the committed dataset holds."""
         committed = self.manifest.receipts if self.manifest else ()
         live = {file.path for receipt in committed for file in receipt.files()}
-        return len(self.receipts) == len(committed) and self.files.keys() <= live
+        return len(self.receipts) == len(committed) and self.files.keys() <= live and not self.ranges
 
     def by_part(self) -> dict[str, Receipt]:
         """The receipt that vouches for each part; only receipts all of whose files are there."""
@@ -52,13 +68,16 @@ class Holdings:
 def take_stock(store: Store) -> Holdings:
     """Read the manifest and the loose receipts, and list the files of an output."""
     manifest = read_manifest(store)
-    paths = tuple(entry.path for entry in store.list(RECEIPTS) if entry.path.endswith(".json"))
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        loose = list(
-            pool.map(lambda path: parse_receipt(store.read(path), f"{store.location.uri}/{path}"), paths)
-        )
+    loose = _read_all(store, RECEIPTS, parse_receipt)
     committed = manifest.receipts if manifest else ()
-    return Holdings(manifest, (*committed, *loose), data_files(store))
+    return Holdings(manifest, (*committed, *loose), data_files(store), _read_all(store, RANGES, parse_ranges))
+
+
+def _read_all(store: Store, folder: str, parse: Callable[[bytes, str], R]) -> tuple[R, ...]:
+    """The records of a folder."""
+    paths = [entry.path for entry in store.list(folder) if entry.path.endswith(".json")]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return tuple(pool.map(lambda path: parse(store.read(path), f"{store.location.uri}/{path}"), paths))
 
 
 def data_files(store: Store) -> dict[str, int]:

@@ -22,6 +22,7 @@ from jobs.records import FileRecord
 from jobs.sections import CHUNK_COLUMNS, OUTPUT_COLUMNS
 
 METADATA_PREFIX = "taskvec."
+_ELEMENTS = "embedding.list.element"  # Parquet's path to the values of the lists
 
 
 def refuse_clashes(partition_keys: Sequence[str], columns: Columns, *, chunks: bool = False) -> None:
@@ -64,7 +65,7 @@ def part_table(carried: pa.Table, embedding: pa.Array, num_tokens: pa.Array, tru
 
     Args:
         carried: Id, where the chunk stands, kept columns and, last, `text_hash`; `[num_rows]`.
-        embedding: Fixed-size lists of float32 or float16.
+        embedding: Fixed-size lists of float32, float16, int8, or uint8 with eight signs each.
         num_tokens: int32; tokens that the model saw, prompt and special tokens included.
         truncated: bool; whether the model did not see the whole text.
     """
@@ -86,6 +87,10 @@ def part_bytes(
     labelled = table.replace_schema_metadata(
         {METADATA_PREFIX + name: value for name, value in labels.items()}
     )
+    # Floats and hashes never repeat: a dictionary of them is tried, grown and thrown away. Bytes are stored as int32
+    # without one: Parquet knows no smaller numbers.
+    repeating = [name for name in table.column_names if name not in ("embedding", "text_hash")]
+    with_dictionary = [*repeating, *([_ELEMENTS] if _holds_bytes(table.schema) else [])]
     sink = pa.BufferOutputStream()
     pq.write_table(
         labelled,
@@ -93,12 +98,15 @@ def part_bytes(
         row_group_size=row_group_rows,
         compression="zstd",
         compression_level=compression_level,
-        # Vectors and hashes never repeat: a dictionary of them is tried, grown and thrown away.
-        use_dictionary=[name for name in table.column_names if name not in ("embedding", "text_hash")],
-        write_statistics=[name for name in table.column_names if name not in ("embedding", "text_hash")],
+        use_dictionary=with_dictionary,
+        write_statistics=repeating,
     )
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def _holds_bytes(schema: pa.Schema) -> bool:
+    return bool(schema.field("embedding").type.value_type.bit_width == 8)
 
 
 def file_record(path: str, content: bytes) -> FileRecord:

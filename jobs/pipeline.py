@@ -137,12 +137,30 @@ def embed_fragments(run: RunSpec, work: Sequence[Work], compute: ComputeConfig) 
         TaskvecError: What a worker raised on purpose.
         JobError: Anything else that a worker died of.
     """
+    return _stream(run, work, compute, _Write)
+
+
+def calibrate_fragments(
+    run: RunSpec, work: Sequence[Work], compute: ComputeConfig
+) -> Iterator[dict[str, Any]]:
+    """Run a sample through the same stages, but for the last: yields what the calibrators say, and writes nothing.
+
+    Raises:
+        TaskvecError: What a worker raised on purpose.
+        JobError: Anything else that a worker died of.
+    """
+    return _stream(run, work, compute, _Calibrate)
+
+
+def _stream(
+    run: RunSpec, work: Sequence[Work], compute: ComputeConfig, last: type
+) -> Iterator[dict[str, Any]]:
     _configure(compute.no_progress_timeout_seconds)
     shipped = pickle.dumps(run)
     dataset = ray.data.from_items(
         [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
     )
-    for stage in _stages(compute, run.num_threads, num_fragments=len(work)):
+    for stage in _stages(compute, run.num_threads, last, num_fragments=len(work)):
         dataset = dataset.map_batches(
             stage.actor,
             fn_constructor_args=[shipped],
@@ -167,7 +185,9 @@ class _Stage(NamedTuple):
     pool: ActorPoolStrategy
 
 
-def _stages(compute: ComputeConfig, num_threads: int | None, *, num_fragments: int) -> list[_Stage]:
+def _stages(
+    compute: ComputeConfig, num_threads: int | None, last: type, *, num_fragments: int
+) -> list[_Stage]:
     """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or one beside each encoder on the CPU."""
 
     def pool(least: int, most: int | None, first: int) -> ActorPoolStrategy:
@@ -185,7 +205,7 @@ def _stages(compute: ComputeConfig, num_threads: int | None, *, num_fragments: i
         return [
             _Stage(_Read, _GPU_READER_CPUS, None, pool(readers or 1, readers, readers or 1)),
             _Stage(_Encode, _GPU_ENCODER_CPUS, compute.gpus_per_actor, pool(least, most, least)),
-            _Stage(_Write, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
+            _Stage(last, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
         ]
     room = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_threads)  # an autoscaler may find more
     most = most or room
@@ -193,7 +213,7 @@ def _stages(compute: ComputeConfig, num_threads: int | None, *, num_fragments: i
     return [
         _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers or 1, readers or most, readers or first)),
         _Stage(_Encode, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, max(least, first))),
-        _Stage(_Write, _CPU_HELPER_CPUS, None, pool(1, most, first)),
+        _Stage(last, _CPU_HELPER_CPUS, None, pool(1, most, first)),
     ]
 
 
@@ -246,6 +266,16 @@ class _Write:
         from jobs.write import Writer
 
         self._stage = Writer(pickle.loads(run))
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return self._stage(row)
+
+
+class _Calibrate:
+    def __init__(self, run: bytes) -> None:
+        from jobs.ranges import Calibrator
+
+        self._stage = Calibrator(pickle.loads(run))
 
     def __call__(self, row: pa.Table) -> pa.Table:
         return self._stage(row)

@@ -118,6 +118,16 @@ def _carried_schema(schemas: Sequence[pa.Schema], columns: Columns) -> pa.Schema
     return pa.schema(fields)
 
 
+def fragments_of(corpus: Corpus, layout: Layout, reading: Reading) -> tuple[Fragment, ...]:
+    """The fragments of a corpus that is read in one way, in its order."""
+    reading_digest = reading.record().digest
+    return tuple(
+        piece.of(shard, reading_digest)
+        for shard in corpus.shards
+        for piece in layout.cuts.get(shard.path, ())
+    )
+
+
 def make_plan(
     corpus: Corpus, layout: Layout, reading: Reading, views: Sequence[ViewSpec], holdings: Holdings
 ) -> Plan:
@@ -133,12 +143,7 @@ def make_plan(
         for shard in corpus.shards
         if shard.path in bad
     )
-    reading_digest = reading.record().digest
-    fragments = tuple(
-        piece.of(shard, reading_digest)
-        for shard in corpus.shards
-        for piece in layout.cuts.get(shard.path, ())
-    )
+    fragments = fragments_of(corpus, layout, reading)
     held = holdings.by_part()
     existing: dict[int, Receipt] = {}
     wanted: set[str] = set()

@@ -50,6 +50,8 @@ class Reader:
         work = Work.from_json(row["work"][0].as_py())
         started = time.perf_counter()
         rows = self._read(work)
+        if work.num_sampled is not None:
+            rows = rows.sample(work.num_sampled)
         read = time.perf_counter()
         rows, tokenized = self._tokenize(rows, work)
         tokens: dict[str, pa.Array] = {}

@@ -2,6 +2,7 @@
 
     OUT/_receipts/<digest>.json     a fragment is complete in some views; gone once a manifest holds its content
     OUT/_rejects/.../<digest>.parquet
+    OUT/_ranges/<digest>.json       of int8 vectors, before the first of them is written; gone like receipts
     OUT/_manifest.json              the live parts; writing it is the commit
     OUT/_config.json                the configuration and package versions of the run that committed
 
@@ -16,6 +17,7 @@ from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from encoders.quantization import Ranges
 from encoders.space import digest
 from jobs.errors import OutputError
 from jobs.footers import Columns
@@ -26,6 +28,7 @@ MANIFEST = "_manifest.json"
 CONFIG = "_config.json"
 RECEIPTS = "_receipts"
 REJECTS = "_rejects"
+RANGES = "_ranges"
 
 
 class _Record(BaseModel):
@@ -107,7 +110,7 @@ class ShardRecord(_Record):
 
 
 class ViewRecord(_Record):
-    """What the vectors of one view are."""
+    """What the vectors of one view are; `dim` counts dimensions, also where eight of them share a byte."""
 
     task: str
     role: str
@@ -121,6 +124,21 @@ class ViewRecord(_Record):
     dim: int
     precision: str
     normalized: bool
+    ranges_digest: str | None = None
+
+
+class RangesRecord(_Record):
+    """The ranges of a task's int8 vectors, without which nobody can read them.
+
+    Attributes:
+        ranges: Ends of each dimension's range.
+        sample: Digest of what they were calibrated on: space, views, fragments and rows.
+        num_vectors: Of that sample.
+    """
+
+    ranges: Ranges
+    sample: str
+    num_vectors: int
 
 
 class BadShardRecord(_Record):
@@ -185,6 +203,7 @@ class Manifest(_Record):
         reading: How rows became texts.
         fragment_rows: Rows that a fragment should have.
         views: By view.
+        ranges: By task; of int8 vectors only.
         shards: What was read.
         bad_shards: What was skipped.
         receipts: What was written.
@@ -196,6 +215,7 @@ class Manifest(_Record):
     reading: ReadingRecord
     fragment_rows: int
     views: Mapping[str, ViewRecord]
+    ranges: Mapping[str, RangesRecord] = {}
     shards: tuple[ShardRecord, ...]
     bad_shards: tuple[BadShardRecord, ...]
     receipts: tuple[Receipt, ...]
@@ -231,6 +251,15 @@ def parse_receipt(content: bytes, name: str) -> Receipt:
         OutputError: It is no receipt of ours.
     """
     return _parse(Receipt, content, name)
+
+
+def parse_ranges(content: bytes, name: str) -> RangesRecord:
+    """Ranges from their file's content.
+
+    Raises:
+        OutputError: They are no ranges of ours.
+    """
+    return _parse(RangesRecord, content, name)
 
 
 def _parse(kind: type[R], content: bytes, name: str) -> R:

@@ -103,6 +103,17 @@ class Rows:
             rejects=pa.concat_tables([self.rejects, more]),
         )
 
+    def sample(self, num_texts: int) -> Rows:
+        """Some of the texts, or all if there are no more, spread evenly: each the middle one of its stretch."""
+        num_texts = min(num_texts, len(self.texts))
+        taken = [(2 * number + 1) * len(self.texts) // (2 * num_texts) for number in range(num_texts)]
+        return Rows(
+            carried=self.carried.take(pa.array(taken, pa.int64())),
+            texts=[self.texts[place] for place in taken],
+            row_numbers=[self.row_numbers[place] for place in taken],
+            rejects=self.rejects,
+        )
+
 
 def read_rows(store: Store, fragment: Fragment, reading: Reading) -> Rows:
     """Read one fragment.

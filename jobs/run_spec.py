@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from encoders.family import Prompt
 from encoders.protocol import Protocol
+from encoders.quantization import QUANTIZED, Ranges
 from encoders.space import Space, digest
 from encoders.tasks import View
 from jobs.fragments import Fragment
@@ -20,12 +21,16 @@ from jobs.storage import Location
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One view of the run: the bytes that go around a text, where its vectors may be compared, and their labels."""
+    """One view of the run: the bytes that go around a text, where its vectors may be compared, and their labels.
+
+    The ranges are those of int8 vectors, None for all others.
+    """
 
     view: View
     prompt: Prompt
     space: Space
     labels: Mapping[str, str]
+    ranges: Ranges | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class RunSpec:
     compression_level: int
     row_group_rows: int
 
+    @property
+    def encoded_precision(self) -> str:
+        """Of vectors between encoder and writer, which quantises: two views may share vectors, but not ranges."""
+        return "float32" if self.precision in QUANTIZED else self.precision
+
     def specs(self, work: Work) -> list[ViewSpec]:
         """What is missing of a fragment, in the run's order."""
         return [spec for spec in self.views if str(spec.view) in work.parts]
@@ -80,10 +90,12 @@ class Work:
     Attributes:
         fragment: What is read.
         parts: Path of each missing part, by view.
+        num_sampled: Rows to take, spread evenly; None: all of them.
     """
 
     fragment: Fragment
     parts: Mapping[str, str]
+    num_sampled: int | None = None
 
     @property
     def id(self) -> str:

@@ -31,7 +31,7 @@ OnBadShard = Literal["fail", "skip"]
 RoleName = Literal["query", "document"]
 PromptUse = Literal["auto", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Precision = Literal["float32", "float16"]
+Precision = Literal["float32", "float16", "int8", "binary"]
 LongText = Literal["truncate", "reject", "chunk", "late_chunk"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -198,7 +198,17 @@ class EncoderConfig(_Section):
         default="auto",
         description="Number format of the computation; auto: bfloat16 on CUDA, float32 on CPU.",
     )
-    precision: Precision = Field(default="float32", description="Number format of the stored vectors.")
+    precision: Precision = Field(
+        default="float32",
+        description="Number format of the stored vectors. int8: 256 steps between the ends of each dimension's range; "
+        "binary: the sign of each dimension, 8 to a byte.",
+    )
+    ranges_from: Uri | None = Field(
+        default=None,
+        description="Another dataset of int8 vectors whose ranges to use, so that both may be compared: queries, "
+        "another half of a corpus. An s3:// one is reached as the output is. null: those that the output has, else "
+        "calibrated on a sample of the corpus.",
+    )
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> Self:
@@ -206,6 +216,14 @@ class EncoderConfig(_Section):
             raise ValueError(
                 f"trust_remote_code runs the repository's code, and revision is {shown(self.revision)}; "
                 "allowed: a commit hash of 40 hexadecimal digits; read the code there, then set --revision"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_are_for_int8(self) -> Self:
+        if self.ranges_from is not None and self.precision != "int8":
+            raise ValueError(
+                f"ranges_from is for precision int8, and precision is {self.precision}; leave out ranges_from"
             )
         return self
 
@@ -337,6 +355,12 @@ class OutputConfig(_Section):
     )
     compression_level: int = Field(default=3, ge=1, le=22, description="Level of zstd in the Parquet files.")
     row_group_rows: PositiveInt = Field(default=10_000, description="Rows per row group of a part, at most.")
+    calibration_rows: PositiveInt | None = Field(
+        default=None,
+        description="Rows whose vectors the ranges of int8 are calibrated on, spread over the corpus. An output's "
+        "ranges stay until it is overwritten. null: 1,000, whose ranges hold all but 2 in 1,000 of the corpus's "
+        "values.",
+    )
     overwrite: bool = Field(
         default=False,
         description="Replace a dataset that was made from another corpus, or with other views or spaces.",
@@ -360,6 +384,15 @@ class JobConfig(_Section):
     encoder: EncoderConfig
     compute: ComputeConfig = ComputeConfig()
     output: OutputConfig
+
+    @model_validator(mode="after")
+    def _calibration_is_possible(self) -> Self:
+        calibrates = self.encoder.precision == "int8" and self.encoder.ranges_from is None
+        if self.output.calibration_rows is not None and not calibrates:
+            raise ValueError(
+                "output.calibration_rows is for encoder.precision=int8 without encoder.ranges_from; leave it out"
+            )
+        return self
 
 
 def _refuse_repeats(field: str, names: tuple[str, ...]) -> None:

@@ -46,8 +46,11 @@ def show_plan(
     }
     lines = {name.replace("_", " "): f"{count:,}" for name, count in counts.items()}
     for name, view in views.items():
+        space = f"{view.space_name} ({view.space_id[:12]})"
+        if view.precision == "int8" and view.ranges_digest is None:
+            space = f"{view.space_name}, ranges to be calibrated"
         behind = f" ... {view.suffix!r}" if view.suffix else ""
-        lines[f"view {name}"] = f"{view.space_name} ({view.space_id[:12]}), prompt {view.prompt!r}{behind}"
+        lines[f"view {name}"] = f"{space}, prompt {view.prompt!r}{behind}"
     lines |= _raw(raw_views)
     _print_table(console, "Plan; nothing was touched", lines)
     return {**counts, "views": list(views), "output": output}

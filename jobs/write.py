@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.cargo import pack, unpack_table
+from encoders.quantization import QUANTIZED, quantize
+from jobs.cargo import as_lists, as_vectors, pack, unpack_table
 from jobs.errors import OutputError
 from jobs.parts import file_record, part_bytes, part_table
 from jobs.records import RECEIPTS, REJECTS, FileRecord, PartRecord, Receipt
@@ -61,7 +62,10 @@ class Writer:
         self, work: Work, spec: ViewSpec, carried: pa.Table, vectors: pa.Table, key: int
     ) -> PartRecord:
         num_tokens, truncated = vectors[f"num_tokens_{key}"], vectors[f"truncated_{key}"]
-        table = part_table(carried, vectors[f"embedding_{key}"], num_tokens, truncated)
+        embedding = vectors[f"embedding_{key}"]
+        if self._run.precision in QUANTIZED:
+            embedding = as_lists(quantize(as_vectors(embedding), self._run.precision, spec.ranges))
+        table = part_table(carried, embedding, num_tokens, truncated)
         content = part_bytes(
             table,
             spec.labels,

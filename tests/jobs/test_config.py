@@ -61,7 +61,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "encoder.chunk_tokens": st.none(),
     "encoder.chunk_overlap": st.just(0),
     "encoder.dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
-    "encoder.precision": st.sampled_from(["float32", "float16"]),
+    "encoder.precision": st.sampled_from(["float32", "float16", "int8", "binary"]),
+    "encoder.ranges_from": st.none(),
     "compute.device": st.sampled_from(["auto", "cpu", "cuda"]),
     "compute.min_actors": st.integers(min_value=1, max_value=4),
     "compute.max_actors": st.none() | st.integers(min_value=4),
@@ -87,6 +88,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "output.endpoint_url": st.none(),
     "output.compression_level": st.integers(min_value=1, max_value=22),
     "output.row_group_rows": st.integers(min_value=1),
+    "output.calibration_rows": st.none(),
     "output.overwrite": st.booleans(),
 }
 
@@ -350,6 +352,18 @@ def test_options_that_would_be_ignored_together_are_refused() -> None:
     )
     assert "max_actors is 1" in refused(("compute.max_actors", 1), ("compute.min_actors", 2))
     assert "num_cpus" in refused(("compute.num_cpus", 1), ("compute.ray_address", "host:6379"))
+
+
+def test_what_concerns_int8_is_refused_without_it() -> None:
+    int8, ranges = ("encoder.precision", "int8"), ("encoder.ranges_from", "s3://bucket/other")
+    rows = ("output.calibration_rows", 100)
+    assert load(int8, ranges).encoder.ranges_from == "s3://bucket/other"
+    assert load(int8, rows).output.calibration_rows == 100
+    assert "ranges_from is for precision int8, and precision is binary" in refused(
+        ranges, ("encoder.precision", "binary")
+    )
+    for others in ((), (int8, ranges)):
+        assert "\n  output.calibration_rows is for encoder.precision=int8" in refused(rows, *others)
 
 
 def test_every_problem_is_named_in_one_error() -> None:

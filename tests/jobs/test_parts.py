@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.cargo import vector_columns
+from jobs.cargo import as_vectors, vector_columns
 from jobs.parts import file_record, part_bytes, part_table
 from jobs.rows import text_hashes
 from tests.jobs.builders import texts_of
@@ -79,6 +79,16 @@ def test_vectors_and_hashes_have_neither_dictionaries_nor_statistics_and_ids_hav
     assert columns["id"].statistics.max == 9
     assert columns["id"].dictionary_page_offset is not None
     assert columns["id"].compression == "ZSTD"
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_a_quantised_value_takes_a_byte_and_not_the_four_that_parquet_gives_it(dtype: Any) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (2000, 64)).astype(dtype)
+    columns = vector_columns(0, texts_of([[1]] * 2000), values)
+    embedding = pa.table({"id": range(2000), "embedding": columns["embedding_0"]})
+    content = part_bytes(embedding, LABELS, compression_level=3, row_group_rows=1000)
+    assert len(content) < 1.1 * values.size
+    np.testing.assert_array_equal(as_vectors(read(content)["embedding"]), values)
 
 
 def test_a_part_may_have_no_rows() -> None:

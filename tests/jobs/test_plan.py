@@ -108,6 +108,7 @@ def commit(
         reading=Reading(columns, " ", layout_of(corpus, columns).carried).record(),
         fragment_rows=10,
         views={str(spec.view): view_record(spec) for spec in (QUERY, DOCUMENT)},
+        ranges={},
     )
     publish(store_of(out), manifest, {})
     sweep(store_of(out), manifest)

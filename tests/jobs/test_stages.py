@@ -14,6 +14,7 @@ import pytest
 
 from encoders.encoder import Encoder
 from encoders.protocol import resolve_protocol
+from encoders.quantization import Ranges
 from encoders.tasks import Role, View
 from encoders.tokenizer import Tokenizer
 from jobs.cargo import unpack_table
@@ -49,6 +50,7 @@ class Bench:
     views: Sequence[View] = (QUERY, DOCUMENT)
     columns: Columns = COLUMNS
     precision: str = "float32"
+    ranges: Ranges | None = None
     skip: bool = False
 
     def run(self) -> tuple[RunSpec, Work]:
@@ -56,7 +58,11 @@ class Bench:
         protocol = resolve_protocol(str(self.model))
         specs = tuple(
             ViewSpec(
-                view, protocol.prompt(view), protocol.space(view.task, self.precision), {"view": str(view)}
+                view,
+                protocol.prompt(view),
+                protocol.space(view.task, self.precision),
+                {"view": str(view)},
+                ranges=self.ranges,
             )
             for view in self.views
         )
@@ -190,6 +196,41 @@ def test_half_precision_is_the_rounded_full_precision(bench: Bench) -> None:
     half = vectors_of(bench.part(bench.embed()[0], DOCUMENT))
     assert half.dtype == np.float16
     np.testing.assert_array_equal(half, full.astype(np.float16))
+
+
+def test_int8_is_the_full_precision_in_steps_of_its_ranges(bench: Bench) -> None:
+    full = vectors_of(bench.part(bench.embed()[0], DOCUMENT))
+    bench.precision, bench.ranges = "int8", Ranges.calibrated(full[:4])
+    part = bench.part(bench.embed()[0], DOCUMENT)
+    assert part.schema.field("embedding").type == pa.list_(pa.int8(), 32)
+    np.testing.assert_array_equal(vectors_of(part), bench.ranges.quantize(full))
+
+
+def test_int8_of_the_same_ranges_is_the_same_file_to_the_byte(bench: Bench) -> None:
+    full = vectors_of(bench.part(bench.embed()[0], DOCUMENT))
+    bench.precision, bench.ranges = "int8", Ranges.calibrated(full)
+    receipts = []
+    for name in ("one", "other"):
+        bench.out = bench.out.with_name(name)
+        receipts.append(bench.embed()[0])
+    assert receipts[0] == receipts[1]
+
+
+def test_binary_is_the_signs_of_the_full_precision(bench: Bench) -> None:
+    full = vectors_of(bench.part(bench.embed()[0], DOCUMENT))
+    bench.precision = "binary"
+    part = bench.part(bench.embed()[0], DOCUMENT)
+    assert part.schema.field("embedding").type == pa.list_(pa.uint8(), 4)
+    np.testing.assert_array_equal(np.unpackbits(vectors_of(part), axis=1).astype(bool), full > 0)
+
+
+@pytest.mark.parametrize("precision", ["int8", "binary"])
+def test_quantised_parts_without_rows_have_their_type(bench: Bench, precision: str) -> None:
+    write_shard(bench.corpus, "lang=en/s.parquet", {"id": [1, 2], "text": pa.nulls(2)})
+    bench.precision, bench.ranges = precision, Ranges((-1.0,) * 32, (1.0,) * 32)
+    part = bench.part(bench.embed()[0], QUERY)
+    kind = {"int8": pa.list_(pa.int8(), 32), "binary": pa.list_(pa.uint8(), 4)}[precision]
+    assert (part.num_rows, part.schema.field("embedding").type) == (0, kind)
 
 
 def test_rejects_are_named_in_a_file_and_counted_in_the_receipt(bench: Bench) -> None:
