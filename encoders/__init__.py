@@ -5,14 +5,17 @@
     transformer  what they say of the backbone: length, case, and what is not done
     protocol     the whole of it: the two above, prompts, truncation, and what the configuration changed
     tasks        what a vector is for, and on which side of the comparison its text stands
+    adapters     which adapter a task has, and what of its files can be honoured
+    native       repositories whose own code need not run
     space        where vectors may be compared, as one id
     tokenizer    texts -> ragged token ids                               (CPU; overlaps with what follows)
     batching     ragged token ids -> padded batches within a token budget
     pooling      token states -> one vector a text
     finishing    projection, slicing, normalisation, cast
     loading      weights -> backbone
-    encoder      the five above around one backbone on one device
+    merging      the backbone with one of its adapters at a time
+    encoder      the six above around one backbone on one device
 
-The first six read small JSON files and import neither torch nor transformers, so a driver that only plans
+The first eight read small JSON files and import neither torch nor transformers, so a driver that only plans
 starts at once. This package knows nothing of Ray, Parquet or storage.
 """

@@ -10,8 +10,9 @@ rounding: padding is masked, and every reduction is within a text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from encoders.batching import Batch, token_budget_batches
 from encoders.errors import EncoderError
 from encoders.finishing import Finisher
 from encoders.loading import load_backbone
+from encoders.merging import AdaptedBackbone
 from encoders.pooling import pool
 from encoders.protocol import Protocol
 from encoders.tokenizer import TokenizedTexts
@@ -48,21 +50,23 @@ class Encoder:
     """One backbone on one device. Not for several threads at once."""
 
     def __init__(
-        self, protocol: Protocol, backbone: Any, device: torch.device, max_batch_tokens: int
+        self, protocol: Protocol, adapted: AdaptedBackbone, device: torch.device, max_batch_tokens: int
     ) -> None:
         self.protocol = protocol
         self.device = device
         self.max_batch_tokens = max_batch_tokens
-        self._backbone = backbone
+        self._adapted = adapted
+        self._backbone = adapted.module
         self._finish = Finisher(protocol, device)
         # Masked wherever it stands, so any id of the vocabulary will do.
-        self._pad_token_id = backbone.config.pad_token_id or 0
+        self._pad_token_id = self._backbone.config.pad_token_id or 0
 
     @classmethod
     def load(
         cls,
         protocol: Protocol,
         *,
+        adapters: Sequence[str | None] | None = None,
         device: str = "auto",
         dtype: Dtype = "auto",
         max_batch_tokens: int | Literal["auto"] = "auto",
@@ -72,6 +76,8 @@ class Encoder:
 
         Args:
             protocol: What `resolve_protocol` read.
+            adapters: Those that `use_adapter` will ask for, by the names that `Protocol.adapter` gives; None is all of
+                the model's. With a single one nothing is kept aside, and it is in use from the start.
             device: `auto` is the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
             dtype: Of the computation. `auto` is bfloat16 on CUDA and float32 on CPU.
             max_batch_tokens: Padded tokens of a batch; a text longer than that goes alone.
@@ -89,12 +95,36 @@ class Encoder:
         chosen = _dtype(dtype, target)
         backbone = load_backbone(protocol, chosen).to(target)
         budget = _DEFAULT_BATCH_TOKENS[target.type] if max_batch_tokens == "auto" else max_batch_tokens
-        return cls(protocol, backbone, target, budget)
+        adapted = AdaptedBackbone(
+            protocol, backbone, protocol.adapters.names if adapters is None else adapters
+        )
+        return cls(protocol, adapted, target, budget)
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter in use; None is the backbone without any."""
+        return self._adapted.active
+
+    def use_adapter(self, name: str | None) -> None:
+        """Encode with this adapter from now on; nothing is done where it is in use.
+
+        Raises:
+            EncoderError: The encoder was not loaded for it.
+        """
+        self._adapted.activate(name)
 
     @torch.inference_mode()
     def encode(self, texts: TokenizedTexts) -> Encoded:
-        """Vectors of texts of at least one token each, in their order."""
+        """Vectors of texts of at least one token each, in their order, with the adapter in use.
+
+        Raises:
+            EncoderError: There are several adapters, and none was chosen yet.
+        """
         assert (texts.lengths > 0).all()
+        if not self._adapted.is_chosen:
+            raise EncoderError(
+                f"{self.protocol.repository.name} has several adapters, and none is chosen; call use_adapter"
+            )
         vectors = np.empty((len(texts), self.protocol.dim), dtype=np.float32)
         num_padding = 0
         for batch in token_budget_batches(texts, self.max_batch_tokens, self._pad_token_id):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from encoders.adapters import Adapters, resolve_adapters
 from encoders.errors import TaskError, UnsupportedModelError
 from encoders.modules import Dense, Modules, Normalize, Pooling, Step, read_modules
 from encoders.repository import Repository, open_repository
@@ -27,6 +28,7 @@ class EncoderOptions:
     Attributes:
         prompt: `auto` takes the repository's prompts; `none` embeds raw text, on purpose.
         prompts: {task: {role: prompt}}, instead of the repository's for these tasks; "" is no prompt, on purpose.
+        adapters: {task: folder or Hub repository}, besides the repository's own; None is no adapter, on purpose.
         truncate_dim: Keep the first dimensions only (Matryoshka models).
         normalize: Divide by the L2 norm; None does as the repository does.
         max_seq_length: Tokens of a text that the model sees, prompt and special tokens included.
@@ -35,6 +37,7 @@ class EncoderOptions:
 
     prompt: Literal["auto", "none"] = "auto"
     prompts: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+    adapters: Mapping[str, str | None] = field(default_factory=dict)
     truncate_dim: int | None = None
     normalize: bool | None = None
     max_seq_length: int | None = None
@@ -57,6 +60,7 @@ class Protocol:
         max_seq_length: Tokens of a text that the model sees.
         do_lower_case: Whether texts are lower-cased whatever the tokenizer does.
         dim: Dimension of the vectors.
+        adapters: What each task adds to the backbone's weights.
     """
 
     repository: Repository
@@ -70,6 +74,15 @@ class Protocol:
     max_seq_length: int
     do_lower_case: bool
     dim: int
+    adapters: Adapters = field(default_factory=Adapters)
+
+    def adapter(self, view: View) -> str | None:
+        """The name of a view's adapter, None where the model wants none.
+
+        Raises:
+            TaskError: The model has adapters, but none for this view.
+        """
+        return self.adapters.name(self.repository.name, view)
 
     def prompt(self, view: View) -> str:
         """The prompt of a view, "" where the model wants none.
@@ -125,7 +138,7 @@ class Protocol:
             # A folder's name says nothing about its content, a Hub id is part of what a commit means.
             "model": "" if repository.is_local else repository.name,
             "revision": repository.revision,
-            "adapter": None,
+            "adapter": self.adapters.ids(repository.name, task),
             "task": task,
             "dim": self.dim,
             "precision": precision,
@@ -193,6 +206,11 @@ def resolve_protocol(
             modules,
             transformer.hidden_size,
             settings.get("truncate_dim") if options.truncate_dim is None else options.truncate_dim,
+        ),
+        adapters=resolve_adapters(
+            repository,
+            repository.json_object(modules.transformer_folder, "config.json"),
+            options.adapters,
         ),
     )
 

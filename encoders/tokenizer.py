@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from encoders.errors import ModelNotFoundError, TaskError, UnsupportedModelError
+from encoders.native import native_config
 from encoders.protocol import Protocol
 
 # Encodings hold offsets and strings besides the ids, about 1 KB a token: drop them as we go.
@@ -143,7 +144,11 @@ def _load(protocol: Protocol) -> Any:
     folder = repository.path / protocol.transformer_folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=protocol.options.trust_remote_code
+            folder,
+            config=native_config(
+                repository.name, repository.json_object(protocol.transformer_folder, "config.json")
+            ),
+            trust_remote_code=protocol.options.trust_remote_code,
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotFoundError(

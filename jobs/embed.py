@@ -49,7 +49,7 @@ from jobs.summary import Times, show_plan, show_run
 
 # Up to here a thread pool reads footers faster than Ray starts; beyond, they are tasks on the cluster.
 _FOOTERS_ON_DRIVER = 512
-_PACKAGES = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy", "s3fs", "safetensors")
+_PACKAGES = ("ray", "torch", "transformers", "peft", "tokenizers", "pyarrow", "numpy", "s3fs", "safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,6 +123,7 @@ def _set_up(config: JobConfig) -> _Job:
     options = EncoderOptions(
         prompt=encoder.prompt,
         prompts=encoder.prompts,
+        adapters={task: None if given == "none" else given for task, given in encoder.adapters.items()},
         truncate_dim=encoder.truncate_dim,
         normalize=encoder.normalize,
         max_seq_length=encoder.max_seq_length,
@@ -139,6 +140,7 @@ def _set_up(config: JobConfig) -> _Job:
                     f"output.views names {view} twice (a symmetric task's only side is document)"
                 )
             prompt = protocol.prompt(view)  # first, for its error names the view
+            adapter = protocol.adapter(view)
             space = protocol.space(view.task, encoder.precision)
             records[str(view)] = ViewRecord(
                 task=view.task,
@@ -147,7 +149,7 @@ def _set_up(config: JobConfig) -> _Job:
                 space_name=space.name,
                 model=protocol.repository.name,
                 revision=protocol.repository.revision,
-                adapter=None,
+                adapter=None if adapter is None else str(protocol.adapters.folder(adapter)),
                 prompt=prompt,
                 dim=protocol.dim,
                 precision=encoder.precision,
@@ -156,7 +158,7 @@ def _set_up(config: JobConfig) -> _Job:
             labels = {
                 name: str(value) for name, value in records[str(view)].model_dump(exclude_none=True).items()
             }
-            views.append(ViewSpec(view, prompt, space, labels))
+            views.append(ViewSpec(view, prompt, space, labels, adapter))
     except EncoderError as error:
         raise ConfigurationError(str(error)) from error
     source, target = config.input.location(), config.output.location()

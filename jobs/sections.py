@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.fields import Endpoint, ModelId, Name, Names, RayAddress, TaskName, Uri, as_tuple, shown
+from jobs.fields import AdapterId, Endpoint, ModelId, Name, Names, RayAddress, TaskName, Uri, as_tuple, shown
 from jobs.footers import Columns
 from jobs.storage import Location
 
@@ -146,6 +146,12 @@ class EncoderConfig(_Section):
         description="Prompts in place of the repository's, for these tasks. An empty text means no prompt, "
         "on purpose; the texts of a symmetric task are documents.",
         json_schema_extra={"kind": "{task: {role: text}}"},
+    )
+    adapters: Mapping[TaskName, AdapterId] = Field(
+        default={},
+        description="LoRA adapters for these tasks, in place of the repository's own: a folder as peft writes it, or "
+        "org/name[/folder][@revision] on the Hub. none: the backbone without adapter, on purpose.",
+        json_schema_extra={"kind": "{task: folder, Hub repository or none}"},
     )
     truncate_dim: PositiveInt | None = Field(
         default=None, description="Keep the first N dimensions (Matryoshka). null: all of them."

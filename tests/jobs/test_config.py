@@ -45,6 +45,10 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
         st.from_regex(r"[a-z0-9-]+", fullmatch=True),
         st.dictionaries(st.sampled_from(["query", "document"]), st.text()),
     ),
+    "encoder.adapters": st.dictionaries(
+        st.from_regex(r"[a-z0-9-]+", fullmatch=True),
+        st.sampled_from(["none", "/adapters/a", "org/name/a@main"]),
+    ),
     "encoder.truncate_dim": st.none() | st.integers(min_value=1),
     "encoder.normalize": st.none() | st.booleans(),
     "encoder.max_seq_length": st.none() | st.integers(min_value=1),

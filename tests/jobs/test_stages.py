@@ -56,7 +56,11 @@ class Bench:
         protocol = resolve_protocol(str(self.model))
         specs = tuple(
             ViewSpec(
-                view, protocol.prompt(view), protocol.space(view.task, self.precision), {"view": str(view)}
+                view,
+                protocol.prompt(view),
+                protocol.space(view.task, self.precision),
+                {"view": str(view)},
+                protocol.adapter(view),
             )
             for view in self.views
         )
