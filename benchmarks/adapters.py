@@ -1,21 +1,26 @@
 """What adapters cost: a merged backbone against the bare one, and four tasks in one run against four runs.
 
-    python -m benchmarks.adapters --rows 300 --rounds 5
+    python benchmarks/adapters.py --rows 350 --rounds 4
 
 A repository in the layout of jina-embeddings-v5-text-small is written with random weights (speed does not depend on
 them), and paragraphs of Python's own documentation are the corpus. The first part alternates between the two encoders
-on the same tokens. The second runs the job's stages as one worker does, without Ray: once with the four tasks, and four
-times with one, each with a reader, an encoder and a writer of its own. Both report CPU seconds of this process, one
-thread, and the loading apart.
+on the same tokens, and times a switch between adapters. The second runs the job's three stages as one worker does,
+without Ray, in processes of their own: one with four tasks, and four with one. All are CPU seconds of one thread; a
+whole process counts from its start, imports included.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import TypeVar
@@ -27,7 +32,9 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+from transformers.utils import logging
 
+from encoders.adapters import Adapters
 from encoders.encoder import Encoder
 from encoders.protocol import Protocol, resolve_protocol
 from encoders.tasks import view_of
@@ -41,7 +48,6 @@ from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Location
 from jobs.write import Writer
-from tests.encoders.repositories import edit_json, write_json
 
 Result = TypeVar("Result")
 TASKS = ("retrieval", "text-matching", "clustering", "classification")
@@ -50,31 +56,30 @@ TASKS = ("retrieval", "text-matching", "clustering", "classification")
 def main() -> None:
     """Write the model and the corpus, measure both, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--rows", type=int, default=350)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--stages", nargs=2, metavar=("FOLDER", "TASKS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    texts = [
-        paragraph for topic in topics.values() for paragraph in topic.split("\n\n") if len(paragraph) > 100
-    ]
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    if args.stages:
+        print(json.dumps(run_stages(Path(args.stages[0]), args.stages[1].split(","))))
+        return
+    texts = [text for topic in topics.values() for text in topic.split("\n\n") if len(text) > 100]
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder, "model"), texts, args.layers, args.width)
         corpus = Path(folder, "corpus", "shard.parquet")
         corpus.parent.mkdir()
         pq.write_table(pa.table({"id": range(args.rows), "text": texts[: args.rows]}), corpus)
-        protocol = resolve_protocol(str(model))
-        compare_forward(protocol, texts[: args.rows], args.rounds)
-        compare_runs(protocol, corpus.parent, Path(folder))
+        compare_forward(resolve_protocol(str(model)), texts[: args.rows], args.rounds)
+        compare_runs(folder, max(1, args.rounds // 2))
 
 
 def compare_forward(protocol: Protocol, texts: Sequence[str], rounds: int) -> None:
     """The same tokens through the bare backbone and through one with a merged adapter, in turn."""
-    from dataclasses import replace
-
-    from encoders.adapters import Adapters
-
     prepared = Tokenizer(protocol).prepare(texts, "Document: ")
     bare = Encoder.load(replace(protocol, adapters=Adapters()), device="cpu")
     merged = Encoder.load(protocol, adapters=["clustering"], device="cpu")
@@ -89,24 +94,42 @@ def compare_forward(protocol: Protocol, texts: Sequence[str], rounds: int) -> No
                 f"round {number}: bare {seconds[0]:.2f} s, merged {seconds[1]:.2f} s, {ratios[-1]:.3f} x",
                 flush=True,
             )
+    both = Encoder.load(protocol, adapters=["clustering", "retrieval"], device="cpu")
+    both.use_adapter("retrieval")
+    switches = [
+        cpu_seconds(lambda name=name: both.use_adapter(name))[0] for name in ("clustering", "retrieval") * 3
+    ]
+    print(f"a switch: {1000 * statistics.median(switches):.1f} ms, median of {len(switches)}")
     print(
         f"merged / bare, median of {rounds}: {statistics.median(ratios):.3f} x ({len(prepared.token_ids):,} tokens)"
     )
 
 
-def compare_runs(protocol: Protocol, corpus: Path, folder: Path) -> None:
+def compare_runs(folder: str, rounds: int) -> None:
     """Four tasks in one run, and one after the other."""
-    together = run_stages(protocol, corpus, folder / "together", TASKS)
-    apart = [run_stages(protocol, corpus, folder / f"apart-{task}", [task]) for task in TASKS]
-    for name, (one, four) in {
-        "working": (together[1], sum(seconds for _, seconds in apart)),
-        "loading and working": (sum(together), sum(map(sum, apart))),
-    }.items():
-        print(f"{name}: four tasks in one run {one:.2f} s, four runs {four:.2f} s, {one / four:.3f} x")
+
+    def run(*tasks: str) -> dict[str, float]:
+        command = [sys.executable, __file__, "--stages", folder, ",".join(tasks)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        spent: dict[str, float] = json.loads(done.stdout)
+        print(", ".join(tasks), spent, flush=True)
+        return spent
+
+    ratios: dict[str, list[float]] = {"working": [], "process": []}
+    for _ in range(rounds):
+        together, apart = run(*TASKS), [run(task) for task in TASKS]
+        for what, found in ratios.items():
+            found.append(together[what] / sum(spent[what] for spent in apart))
+    for what, found in ratios.items():
+        print(
+            f"{what}: four tasks in one run / four runs, median of {rounds}: {statistics.median(found):.3f} x"
+        )
 
 
-def run_stages(protocol: Protocol, corpus: Path, output: Path, tasks: Sequence[str]) -> tuple[float, float]:
-    """CPU seconds of loading and of working, of one reader, one encoder and one writer on the whole corpus."""
+def run_stages(folder: Path, tasks: Sequence[str]) -> dict[str, float]:
+    """One reader, one encoder and one writer on the whole corpus: CPU seconds, prompts and encodings."""
+    protocol = resolve_protocol(str(folder / "model"))
+    corpus, output = folder / "corpus", folder / "-".join(("output", *tasks))
     listed = list_corpus(Location(str(corpus)))
     columns = Columns("id", ("text",), ())
     layout = lay_out(listed, None, read_footers(listed.location, listed.shards, columns), columns, 10**6)
@@ -138,11 +161,8 @@ def run_stages(protocol: Protocol, corpus: Path, output: Path, tasks: Sequence[s
     row = pa.table({"work": pa.array([work.to_json()], pa.binary())})
     loading, (read, encode, write) = cpu_seconds(lambda: (Reader(run), EncodeFragment(run), Writer(run)))
     working, spent = cpu_seconds(lambda: write(encode(read(row))).to_pylist()[0])
-    print(
-        f"{'+'.join(tasks)}: loading {loading:.2f} s, working {working:.2f} s, of it encoding "
-        f"{spent['encode_seconds']:.2f} s; prompts {spent['num_prompts']}, encodings {spent['num_encodings']}"
-    )
-    return loading, working
+    counts = {name: spent[name] for name in ("num_prompts", "num_encodings")}
+    return counts | {"loading": loading, "working": working, "process": time.process_time()}
 
 
 def cpu_seconds(action: Callable[[], Result]) -> tuple[float, Result]:
@@ -183,21 +203,15 @@ def write_model(folder: Path, texts: Sequence[str], layers: int, width: int) -> 
         )
     )
     backbone.save_pretrained(folder)
-    edit_json(
-        folder / "config.json",
-        model_type="jina_embeddings_v5",
-        architectures=["JinaEmbeddingsV5Model"],
-        task_names=list(TASKS),
-        auto_map={"AutoModel": "modeling_jina_embeddings_v5.JinaEmbeddingsV5Model"},
-    )
-    write_json(
-        folder / "config_sentence_transformers.json",
-        {"prompts": {"query": "Query: ", "document": "Document: "}, "default_prompt_name": "document"},
-    )
-    targets = [*(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))]
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "jina_embeddings_v5", "architectures": ["JinaEmbeddingsV5Model"]}
+    (folder / "config.json").write_text(json.dumps(config | {"task_names": TASKS}))
+    settings = {"prompts": {"query": "Query: ", "document": "Document: "}, "default_prompt_name": "document"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    targets = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
     for task in TASKS:
         adapted = get_peft_model(
-            Qwen3Model.from_pretrained(folder, config=backbone.config),
+            deepcopy(backbone),
             LoraConfig(r=32, lora_alpha=32, target_modules=targets, init_lora_weights="gaussian"),
         )
         for name, parameter in adapted.named_parameters():

@@ -56,6 +56,7 @@ class AdaptedBackbone:
         self.active: str | None = None
         self.is_chosen = False
         self._model = protocol.repository.name
+        self._max_seq_length = protocol.max_seq_length
         self._layers: dict[str | None, Mapping[str, Any]] = {
             None: {}
         }  # the backbone's own weights add nothing
@@ -79,7 +80,6 @@ class AdaptedBackbone:
 
         Raises:
             EncoderError: It was not among the names at the start.
-            UnsupportedModelError: The sum is not finite.
         """
         if name not in self._layers:
             known = ", ".join(map(str, self._layers))
@@ -93,10 +93,10 @@ class AdaptedBackbone:
         for path in present.keys() - wanted.keys():
             self.module.get_submodule(path).weight.copy_(self._pristine[path])
         for path, layer in wanted.items():
-            self._merge(name, path, layer)
+            self._merge(path, layer)
         self.active = name
 
-    def _merge(self, name: str | None, path: str, layer: Any) -> None:
+    def _merge(self, path: str, layer: Any) -> None:
         weight = self.module.get_submodule(path).weight
         storage = weight.data
         weight.data = self._pristine[path].to(torch.float32, copy=True)
@@ -106,10 +106,6 @@ class AdaptedBackbone:
         finally:
             weight.data = storage
             layer.merged_adapters.clear()
-        if not merged.isfinite().all():
-            raise UnsupportedModelError(
-                f"the adapter {self._folders[name].name} makes {path} infinite or not a number; its weights are broken"
-            )
         storage.copy_(merged)
 
     def _pristine_weights(self, protocol: Protocol, *, keep: bool) -> dict[str, Tensor]:
@@ -127,6 +123,11 @@ class AdaptedBackbone:
         bare = self._probe()
         for name, folder in self._folders.items():
             self.activate(name)
+            for path in self._layers[name]:
+                if not self.module.get_submodule(path).weight.isfinite().all():
+                    raise UnsupportedModelError(
+                        f"the adapter {folder.name} makes {path} infinite or not a number; its weights are broken"
+                    )
             if torch.equal(self._probe(), bare):
                 raise UnsupportedModelError(
                     f"the adapter {folder.name} changes nothing: {self._model} gives the same states with and without "
@@ -138,7 +139,8 @@ class AdaptedBackbone:
     def _probe(self) -> Tensor:
         """Token states of a text that is spread over the vocabulary."""
         table = self.module.get_input_embeddings()
-        tokens = torch.linspace(0, table.num_embeddings - 1, _PROBE_TOKENS, device=table.weight.device)
+        num_tokens = min(_PROBE_TOKENS, self._max_seq_length)
+        tokens = torch.linspace(0, table.num_embeddings - 1, num_tokens, device=table.weight.device)
         token_ids = tokens.long()[None, :]
         states: Tensor = self.module(
             input_ids=token_ids, attention_mask=torch.ones_like(token_ids)

@@ -216,8 +216,10 @@ def test_an_adapter_on_the_hub_is_what_its_commit_says(hub: Path, model: Path) -
         resolved(model, clustering="org/adapters/above")
 
 
-def test_weights_that_the_hub_does_not_have_are_an_error_where_they_are_fetched(hub: Path, model: Path) -> None:
+def test_weights_that_the_hub_does_not_have_are_an_error_where_they_are_fetched(
+    hub: Path, model: Path
+) -> None:
     folder = resolved(model, clustering="org/adapters/below").adapters.folder("clustering")
     (hub / "adapter_model.safetensors").rename(hub / "adapter_model.bin")
-    with pytest.raises(ModelNotFoundError, match="org/adapters/below has no adapter_model.safetensors.*only adapter_mo"):
+    with pytest.raises(ModelNotFoundError, match=r"org/adapters/below has no .*, only adapter_model\.bin"):
         folder.on_this_machine()

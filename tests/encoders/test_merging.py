@@ -189,7 +189,7 @@ def test_weights_stored_in_float32_are_merged_before_the_only_cast(several: Prot
 
 
 def test_matrices_wider_than_the_backbone_are_not_narrowed_before_the_sum(tmp_path: Path) -> None:
-    """peft gives an adapter the number format of the backbone that it is put into."""
+    """Peft gives an adapter the number format of the backbone that it is put into."""
     protocol = resolve_protocol(str(write_jina_v5(tmp_path / "v5", "small")))
     folder = protocol.adapters.folder("clustering").path
     assert load_file(folder / "adapter_model.safetensors")[f"{FIRST}.lora_A.weight"].dtype == torch.float32
