@@ -150,6 +150,7 @@ def run_stages(folder: Path, tasks: Sequence[str]) -> dict[str, float]:
         protocol=protocol,
         views=specs,
         device="cpu",
+        num_threads=1,
         dtype="float32",
         precision="float32",
         max_batch_tokens="auto",

@@ -1,7 +1,7 @@
-"""Ragged token ids to padded batches: texts of like length together, within a budget of tokens.
+"""Ragged token ids to batches within a budget of tokens, texts of like length together.
 
-Sorting by length is what keeps padding low, and it keeps the matrix products large. Padding always goes to the
-right: the mask hides it, and absolute positions count from the first token, as they do for a text alone.
+A batch holds its texts end to end; encoders/forward.py pads it for models that need padding. Sorting by length keeps
+that padding low, puts texts of equal length side by side, and keeps the matrix products large.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from encoders.tokenizer import TokenizedTexts
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts that go through the backbone together.
+    """Texts that go through the backbone together, the longest first.
 
     Attributes:
         rows: int64 `[num_texts]`; which texts of the call these are.
-        token_ids: int64 `[num_texts, longest]`; padded on the right.
+        token_ids: int64 `[num_tokens]`; the texts end to end.
         lengths: int64 `[num_texts]`.
         prompt_lengths: int64 `[num_texts]`; leading tokens that pooling leaves out.
     """
@@ -33,28 +33,32 @@ class Batch:
 
     @property
     def num_padding(self) -> int:
-        """Padding tokens that are computed for nothing."""
-        return int(self.token_ids.size - self.lengths.sum())
+        """Tokens to fill all texts up to the longest."""
+        return len(self.rows) * int(self.lengths[0]) - len(self.token_ids)
 
 
-def token_budget_batches(texts: TokenizedTexts, max_batch_tokens: int, pad_token_id: int) -> Iterator[Batch]:
-    """Batches of at most `max_batch_tokens` padded tokens, the longest texts first; a longer text goes alone.
+def token_budget_batches(texts: TokenizedTexts, max_batch_tokens: int, *, padded: bool) -> Iterator[Batch]:
+    """Batches of at most `max_batch_tokens`, the longest texts first; a longer text goes alone.
 
     Longest first, so that a budget that does not fit the memory fails at the first batch and not at the last.
+
+    Args:
+        texts: All texts of a call.
+        max_batch_tokens: Of one batch.
+        padded: Whether padding counts too.
     """
     lengths = texts.lengths
     order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])  # tokens up to and with each text
     start = 0
     while start < len(order):
-        longest = int(lengths[order[start]])
-        stop = start + max(1, max_batch_tokens // max(1, longest))
-        yield _pad(texts, order[start:stop], longest, pad_token_id)
+        if padded:
+            stop = start + max_batch_tokens // max(1, int(lengths[order[start]]))
+        else:
+            before = int(ends[start - 1]) if start else 0
+            stop = int(np.searchsorted(ends, before + max_batch_tokens, side="right"))
+        stop = max(stop, start + 1)
+        rows = order[start:stop]
+        some = texts.take(rows)
+        yield Batch(rows, some.token_ids.astype(np.int64), some.lengths, some.prompt_lengths.astype(np.int64))
         start = stop
-
-
-def _pad(texts: TokenizedTexts, rows: npt.NDArray[np.int64], longest: int, pad_token_id: int) -> Batch:
-    lengths = texts.lengths[rows]
-    token_ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
-    for place, row in enumerate(rows):
-        token_ids[place, : lengths[place]] = texts.token_ids[texts.offsets[row] : texts.offsets[row + 1]]
-    return Batch(rows, token_ids, lengths, texts.prompt_lengths[rows].astype(np.int64))

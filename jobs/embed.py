@@ -221,7 +221,7 @@ def _connect(config: JobConfig) -> float:
 
 
 def _embed(job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Console) -> None:
-    from jobs.pipeline import choose_device, embed_fragments
+    from jobs.pipeline import choose_cores, choose_device, embed_fragments
 
     compute = job.config.compute
     device = choose_device(compute)
@@ -232,6 +232,7 @@ def _embed(job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Conso
         protocol=job.protocol,
         views=job.views,
         device=device,
+        num_threads=choose_cores(compute) if device == "cpu" else None,
         dtype=job.config.encoder.dtype,
         precision=job.config.encoder.precision,
         max_batch_tokens=compute.max_batch_tokens,

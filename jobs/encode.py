@@ -33,7 +33,7 @@ class EncodeFragment:
             device=run.device,
             dtype=run.dtype,
             max_batch_tokens=run.max_batch_tokens,
-            num_threads=1 if run.device == "cpu" else None,
+            num_threads=run.num_threads,
         )
         self._name = f"{platform.node()}:{os.getpid()}"
 

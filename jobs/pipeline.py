@@ -4,15 +4,14 @@ One Ray row is one fragment, in a block of its own, and every operator takes one
 them, on any machine: what is written is created once, so a retry changes nothing. All dataset operations of the
 project stand here.
 
-Readers and writers are actors too, since Ray ends a task's process when it has been idle for a second, and the next
-task would import and set up everything anew. On a machine without accelerator an encoder takes most of a core, and
-readers and writers what is left of each, so that on two cores two encoders run and are still fed.
+Readers and writers are actors too, since Ray ends a task's process when it has been idle for a second, and the
+next task would import and set up everything anew. On machines without accelerators an encoder takes up to eight
+cores but for a fifth of one, which is for the reader and the writer beside it.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import pickle
 import signal
@@ -32,10 +31,10 @@ from jobs.footers import BadShard, Columns, Footer, read_footers
 from jobs.run_spec import RunSpec, Work
 from jobs.storage import Location
 
-# Shares of a core. An encoder on the CPU computes with one thread; readers and writers mostly wait for storage.
-_CPU_ENCODER_CPUS = 0.8
+# Beside an encoder on the CPU: tokenizing takes 2 % of its time, writing less.
 _CPU_HELPER_CPUS = 0.1
-_CPU_ENCODERS_PER_HELPER = 8
+_CPU_SPARED_CPUS = 2 * _CPU_HELPER_CPUS
+_MOST_CORES_PER_ENCODER = 8  # its threads share Python's lock
 # Beside an accelerator a reader's tokenizer is what needs cores.
 _GPU_ENCODER_CPUS = 1.0
 _GPU_READER_CPUS = 1.0
@@ -102,6 +101,22 @@ def choose_device(compute: ComputeConfig) -> str:
     return device
 
 
+def choose_cores(compute: ComputeConfig) -> int:
+    """Cores of one encoder that computes on CPUs, each of them a thread with batches of its own.
+
+    Raises:
+        ConfigurationError: This machine has fewer than were asked for; a cluster may still grow to have them.
+    """
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    smallest = min((cores for cores in nodes if cores), default=1)
+    wanted = compute.cpus_per_actor
+    if wanted is not None and wanted > smallest and _is_local(compute.ray_address):
+        raise ConfigurationError(
+            f"an encoder was to have {wanted} cores (compute.cpus_per_actor), and Ray has {smallest} here; give fewer"
+        )
+    return wanted or min(smallest, _MOST_CORES_PER_ENCODER)
+
+
 def read_footers_on_cluster(
     location: Location, shards: Sequence[Shard], wanted: Columns
 ) -> list[Footer | BadShard]:
@@ -123,12 +138,11 @@ def embed_fragments(run: RunSpec, work: Sequence[Work], compute: ComputeConfig) 
         JobError: Anything else that a worker died of.
     """
     _configure(compute.no_progress_timeout_seconds)
-    on_gpu = run.device == "cuda"
     shipped = pickle.dumps(run)
     dataset = ray.data.from_items(
         [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
     )
-    for stage in _stages(compute, on_gpu=on_gpu, num_fragments=len(work)):
+    for stage in _stages(compute, run.num_threads, num_fragments=len(work)):
         dataset = dataset.map_batches(
             stage.actor,
             fn_constructor_args=[shipped],
@@ -153,8 +167,8 @@ class _Stage(NamedTuple):
     pool: ActorPoolStrategy
 
 
-def _stages(compute: ComputeConfig, *, on_gpu: bool, num_fragments: int) -> list[_Stage]:
-    """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or a few beside the cores."""
+def _stages(compute: ComputeConfig, num_threads: int | None, *, num_fragments: int) -> list[_Stage]:
+    """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or one beside each encoder on the CPU."""
 
     def pool(least: int, most: int | None, first: int) -> ActorPoolStrategy:
         """Never more actors than fragments; between least and most it is Ray that decides."""
@@ -167,21 +181,18 @@ def _stages(compute: ComputeConfig, *, on_gpu: bool, num_fragments: int) -> list
         )
 
     least, most, readers = compute.min_actors, compute.max_actors, compute.tokenize_concurrency
-    if on_gpu:
+    if num_threads is None:
         return [
             _Stage(_Read, _GPU_READER_CPUS, None, pool(readers or 1, readers, readers or 1)),
             _Stage(_Encode, _GPU_ENCODER_CPUS, compute.gpus_per_actor, pool(least, most, least)),
             _Stage(_Write, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
         ]
-    most = most or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    helpers = math.ceil(
-        most / _CPU_ENCODERS_PER_HELPER
-    )  # tokenizing takes 2 % of an encoder's time on the CPU
-    readers = readers or helpers
+    most = most or max(1, int(ray.cluster_resources().get("CPU", 1)) // num_threads)
+    readers = readers or most
     return [
         _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers, readers, readers)),
-        _Stage(_Encode, _CPU_ENCODER_CPUS, None, pool(least, most, most)),
-        _Stage(_Write, _CPU_HELPER_CPUS, None, pool(helpers, helpers, helpers)),
+        _Stage(_Encode, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, most)),
+        _Stage(_Write, _CPU_HELPER_CPUS, None, pool(most, most, most)),
     ]
 
 

@@ -59,6 +59,7 @@ class RunSpec:
         protocol: How texts become vectors.
         views: What is produced.
         device: `cpu` or `cuda`.
+        num_threads: CPU threads of an encoder; None where it does not compute on the CPU.
         dtype: Of the computation.
         precision: Of the stored vectors.
         max_batch_tokens: Padded tokens of a forward pass, or `auto`.
@@ -73,6 +74,7 @@ class RunSpec:
     protocol: Protocol
     views: tuple[ViewSpec, ...]
     device: str
+    num_threads: int | None
     dtype: Dtype
     precision: str
     max_batch_tokens: int | Literal["auto"]

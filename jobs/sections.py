@@ -196,7 +196,11 @@ class ComputeConfig(_Section):
     min_actors: PositiveInt = Field(default=1, description="Encoders to keep running at least.")
     max_actors: PositiveInt | None = Field(
         default=None,
-        description="Encoders at most, each with its own model. null: one per GPU, or per CPU core.",
+        description="Encoders at most, each with its own model. null: as many as there are GPUs, or cores for them.",
+    )
+    cpus_per_actor: PositiveInt | None = Field(
+        default=None,
+        description="Cores of one encoder that computes on CPUs. null: those of the smallest node, 8 at most.",
     )
     gpus_per_actor: PositiveFloat = Field(
         default=1.0, description="GPUs for one encoder; below 1, several share a GPU."
@@ -207,7 +211,7 @@ class ComputeConfig(_Section):
     )
     tokenize_concurrency: PositiveInt | None = Field(
         default=None,
-        description="Actors that read and tokenize. null: one for 8 encoders on CPUs, beside GPUs as many as keep up.",
+        description="Actors that read and tokenize. null: one per encoder on CPUs, beside GPUs as many as keep up.",
     )
     ray_address: RayAddress | None = Field(
         default=None,

@@ -1,6 +1,8 @@
-"""Batches hold every text once, within the budget, padded on the right."""
+"""Batches hold every text once, within the budget, with and without padding."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 from hypothesis import given
@@ -21,24 +23,39 @@ def ragged(lengths: list[int]) -> TokenizedTexts:
     )
 
 
-@given(lengths=st.lists(st.integers(1, 50), max_size=60), budget=st.integers(1, 200))
-def test_every_text_is_in_one_batch_with_its_own_tokens(lengths: list[int], budget: int) -> None:
-    texts = ragged(lengths)
+@given(lengths=st.lists(st.integers(1, 50), max_size=60), budget=st.integers(1, 200), padded=st.booleans())
+def test_every_text_is_in_one_batch_with_its_own_tokens(
+    lengths: list[int], budget: int, padded: bool
+) -> None:
     rows: list[int] = []
-    for batch in token_budget_batches(texts, budget, pad_token_id=0):
+    for batch in token_budget_batches(ragged(lengths), budget, padded=padded):
         rows += batch.rows.tolist()
-        assert batch.token_ids.shape[1] == batch.lengths.max()
-        assert batch.token_ids.size <= budget or len(batch.rows) == 1
-        assert batch.num_padding == (batch.token_ids == 0).sum()
-        for row, ids, length, prompt_length in zip(
-            batch.rows, batch.token_ids, batch.lengths, batch.prompt_lengths, strict=True
-        ):
-            assert ids[:length].tolist() == [1000 * row + place + 1 for place in range(lengths[row])]
-            assert not ids[length:].any()
-            assert prompt_length == row % 3
+        num_tokens = len(batch.rows) * batch.lengths.max() if padded else len(batch.token_ids)
+        assert num_tokens <= budget or len(batch.rows) == 1
+        assert batch.num_padding == (batch.lengths.max() - batch.lengths).sum()
+        assert batch.lengths.tolist() == [lengths[row] for row in batch.rows]
+        assert batch.prompt_lengths.tolist() == [row % 3 for row in batch.rows]
+        expected = [1000 * row + place + 1 for row in batch.rows for place in range(lengths[row])]
+        assert batch.token_ids.tolist() == expected
     assert sorted(rows) == list(range(len(lengths)))
 
 
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), budget=st.integers(50, 200))
+def test_no_batch_has_room_for_the_first_text_of_the_next(lengths: list[int], budget: int) -> None:
+    batches = list(token_budget_batches(ragged(lengths), budget, padded=False))
+    for batch, following in itertools.pairwise(batches):
+        assert len(batch.token_ids) + following.lengths[0] > budget
+
+
 def test_the_longest_texts_come_first_and_equal_ones_keep_their_order() -> None:
-    batches = list(token_budget_batches(ragged([1, 3, 1, 9, 3]), 6, pad_token_id=0))
-    assert [batch.rows.tolist() for batch in batches] == [[3], [1, 4], [0, 2]]
+    texts = ragged([1, 3, 1, 9, 3])
+    assert [batch.rows.tolist() for batch in token_budget_batches(texts, 6, padded=True)] == [
+        [3],
+        [1, 4],
+        [0, 2],
+    ]
+    assert [batch.rows.tolist() for batch in token_budget_batches(texts, 7, padded=False)] == [
+        [3],
+        [1, 4, 0],
+        [2],
+    ]

@@ -268,8 +268,11 @@ def test_no_text_gives_no_vector(tmp_path: Path) -> None:
     assert vectors.shape == (0, WIDTH)
 
 
-def test_padding_is_counted(tmp_path: Path) -> None:
-    protocol = resolve_protocol(str(write_repository(tmp_path / "model")))
+def test_padding_is_counted_where_there_is_some(tmp_path: Path) -> None:
+    protocol = resolve_protocol(str(write_repository(tmp_path / "packed", "bert")))
+    texts = Tokenizer(protocol).prepare(["Paris", "Paris Paris Paris"])
+    assert Encoder.load(protocol, device="cpu").encode(texts).num_padding == 0
+    protocol = resolve_protocol(str(write_repository(tmp_path / "padded", "mpnet")))
     texts = Tokenizer(protocol).prepare(["Paris", "Paris Paris Paris"])
     encoder = Encoder.load(protocol, device="cpu")
     assert encoder.encode(texts).num_padding == texts.lengths.max() - texts.lengths.min()

@@ -87,7 +87,7 @@ def test_named_modes_are_concatenated_in_the_order_in_which_they_are_named(
     assert_same(ours(folder, TEXTS), theirs(folder, TEXTS))
 
 
-STATES = torch.tensor([[[1.0, -4.0], [2.0, -5.0], [3.0, -6.0], [99.0, 99.0]]])
+STATES = torch.tensor([[99.0, 98.0], [1.0, -4.0], [2.0, -5.0], [3.0, -6.0], [97.0, 99.0]])
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,13 @@ STATES = torch.tensor([[[1.0, -4.0], [2.0, -5.0], [3.0, -6.0], [99.0, 99.0]]])
 )
 def test_the_modes_worked_out_by_hand(mode: str, whole: list[float], without_first: list[float]) -> None:
     for prompt_length, expected in ((0, whole), (1, without_first)):
-        pooled = pool(STATES, torch.tensor([3]), torch.tensor([prompt_length]), (mode,))
-        torch.testing.assert_close(pooled, torch.tensor([expected]))
+        # A text before and one after, which must not be seen.
+        pooled = pool(STATES, torch.tensor([1, 3, 1]), torch.tensor([0, prompt_length, 0]), (mode,))
+        torch.testing.assert_close(pooled[1], torch.tensor(expected))
 
 
 def test_sums_of_half_precision_states_run_in_float32() -> None:
-    states = torch.full((1, 4096, 1), 33.0, dtype=torch.float16)
+    states = torch.full((4096, 1), 33.0, dtype=torch.float16)
     lengths, none = torch.tensor([4096]), torch.tensor([0])
     assert pool(states, lengths, none, ("mean",)).item() == 33.0
     assert pool(states, lengths, none, ("mean_sqrt_len_tokens",)).item() == 33.0 * 64

@@ -71,6 +71,7 @@ class Bench:
             protocol=protocol,
             views=specs,
             device="cpu",
+            num_threads=2,
             dtype="float32",
             precision=self.precision,
             max_batch_tokens="auto",

@@ -1,0 +1,137 @@
+"""Packed equals alone, for every class that is packed; what cannot be packed is padded, and equals alone too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from encoders import forward
+from encoders.batching import Batch
+from encoders.forward import Forward
+
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+    "initializer_range": 0.5,  # weights this large make any leak between texts plain to see
+}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8, "use_cache": False}
+# Whatever makes an architecture's attention special is switched on.
+PACKED: dict[str, dict[str, Any]] = {
+    "BertModel": {},
+    "CamembertModel": {},
+    "DistilBertModel": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
+    "ElectraModel": {"embedding_size": 16},
+    "EuroBertModel": GROUPED,
+    "GteModel": {},
+    "LlamaModel": GROUPED,
+    "MistralModel": {**GROUPED, "sliding_window": 6},
+    "ModernBertModel": {"local_attention": 8, "global_attn_every_n_layers": 3},
+    "NomicBertModel": {},
+    "Qwen2Model": {"num_key_value_heads": 2, "use_cache": False},
+    "Qwen3Model": GROUPED,
+    "RobertaModel": {},
+    "XLMRobertaModel": {},
+}
+PADDED: dict[str, dict[str, Any]] = {
+    "MPNetModel": {},
+    "DebertaV2Model": {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]},
+    "T5EncoderModel": {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 3},
+}
+LENGTHS = np.array([40, 17, 9, 9, 9, 4, 1, 1])
+
+
+def backbone_of(name: str, settings: dict[str, Any], **more: Any) -> Any:
+    """A model of this class with random weights."""
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    torch.manual_seed(0)
+    config = kind.config_class(**{**SMALL, **settings, **more})
+    if not hasattr(config, "pad_token_id"):
+        config.pad_token_id = 1
+    return kind(config).eval().requires_grad_(False)
+
+
+def batch_of(lengths: np.ndarray[Any, Any]) -> Batch:
+    """Random texts of these lengths; one holds the padding token, as a text may that spells it."""
+    ids = np.random.default_rng(3).integers(5, 100, lengths.sum())
+    ids[45] = SMALL["pad_token_id"]
+    return Batch(np.arange(len(lengths)), ids, lengths, np.zeros_like(lengths))
+
+
+def alone(backbone: Any, batch: Batch) -> torch.Tensor:
+    """Each text by itself, as transformers runs it."""
+    texts = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
+    return torch.cat([backbone(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0] for ids in texts])
+
+
+def relative_error(states: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(((states - expected).norm(dim=1) / expected.norm(dim=1)).max())
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_texts_get_the_states_that_they_get_alone(name: str) -> None:
+    backbone, batch = backbone_of(name, PACKED[name]), batch_of(LENGTHS)
+    expected = alone(backbone, batch)
+    run = Forward(backbone)
+    assert run.packed
+    assert relative_error(run(batch), expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", [*PACKED, *PADDED])
+def test_padded_texts_get_the_states_that_they_get_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Forward, "_can_pack", lambda _: False)
+    backbone, batch = backbone_of(name, PACKED.get(name) or PADDED.get(name) or {}), batch_of(LENGTHS)
+    expected = alone(backbone, batch)
+    assert relative_error(Forward(backbone)(batch), expected) < 1e-4
+
+
+def test_every_class_that_is_packed_is_tested() -> None:
+    assert set(PACKED) == forward._PACKABLE
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_other_classes_are_padded(name: str) -> None:
+    backbone, batch = backbone_of(name, PADDED[name]), batch_of(LENGTHS)
+    expected = alone(backbone, batch)
+    run = Forward(backbone)
+    assert not run.packed
+    assert relative_error(run(batch), expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_a_class_on_the_list_by_mistake_fails_its_self_test(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the self-test is for: these ignore our attention, or hide a bias from it."""
+    monkeypatch.setattr(forward, "_PACKABLE", {name})
+    backbone, batch = backbone_of(name, PADDED[name]), batch_of(LENGTHS)
+    expected = alone(backbone, batch)
+    try:
+        run = Forward(backbone)
+    except (TypeError, ValueError):  # T5 knows no positions, MPNet no such attention
+        return
+    assert not run.packed
+    assert relative_error(run(batch), expected) < 1e-4
+
+
+def test_rope_that_depends_on_the_longest_text_is_not_packed() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    assert not Forward(backbone_of("LlamaModel", GROUPED, rope_parameters=rope)).packed
+
+
+def test_bfloat16_is_packed_too() -> None:
+    backbone = backbone_of("BertModel", {}).to(torch.bfloat16)
+    expected = alone(backbone, batch_of(LENGTHS))
+    run = Forward(backbone)
+    assert run.packed
+    assert relative_error(run(batch_of(LENGTHS)).float(), expected.float()) < 0.1
