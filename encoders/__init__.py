@@ -10,6 +10,8 @@
     protocol     the whole of it
     reference    the table of families as README shows it
     tasks        what a vector is for, and on which side of the comparison its text stands
+    adapters     which adapter a task has, and what of its files can be honoured
+    native       repositories whose own code need not run
     space        where vectors may be compared, as one id
     tokenizer    texts -> ragged token ids; ends: the special tokens      (CPU; overlaps with what follows)
     chunking     long texts -> pieces that fit
@@ -19,7 +21,8 @@
     finishing    projection, slicing, normalisation, cast
     quantization a byte or a bit a dimension, and how those are compared
     loading      weights -> backbone
-    encoder      the five above around one backbone on one device
+    merging      the backbone with one of its adapters at a time
+    encoder      the six above around one backbone on one device
 
 Rerankers score (query, document) pairs, in the same steps:
 

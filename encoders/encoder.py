@@ -14,10 +14,10 @@ Which thread ran a batch changes no bit of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from encoders.errors import EncoderError
 from encoders.finishing import Finisher
 from encoders.forward import Forward
 from encoders.loading import load_backbone
+from encoders.merging import AdaptedBackbone
 from encoders.pooling import pool
 from encoders.protocol import Protocol
 from encoders.tokenizer import TokenizedTexts
@@ -57,7 +58,7 @@ class Encoder:
     def __init__(
         self,
         protocol: Protocol,
-        backbone: Any,
+        adapted: AdaptedBackbone,
         device: torch.device,
         max_batch_tokens: int,
         num_threads: int | None = None,
@@ -66,7 +67,8 @@ class Encoder:
         self.device = device
         self.dtype: torch.dtype = backbone.dtype
         self.max_batch_tokens = max_batch_tokens
-        self._forward = Forward(backbone)
+        self._adapted = adapted
+        self._forward = Forward(adapted.module)
         self._finish = Finisher(protocol, device)
         self._threads: ThreadPoolExecutor | None = None
         if num_threads is not None:
@@ -79,6 +81,7 @@ class Encoder:
         cls,
         protocol: Protocol,
         *,
+        adapters: Sequence[str | None] | None = None,
         device: str = "auto",
         dtype: Dtype = "auto",
         max_batch_tokens: int | Literal["auto"] = "auto",
@@ -88,6 +91,8 @@ class Encoder:
 
         Args:
             protocol: What `resolve_protocol` read.
+            adapters: Those that `use_adapter` will ask for, by the names that `Protocol.adapter` gives; None is all of
+                the model's. With a single one nothing is kept aside, and it is in use from the start.
             device: `auto` is the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
             dtype: Of the computation. `auto` is bfloat16 on CUDA and float32 on CPU.
             max_batch_tokens: Tokens of a batch, padding included; a text longer than that goes alone.
@@ -103,12 +108,36 @@ class Encoder:
         chosen = choose_dtype(dtype, target)
         backbone = load_backbone(protocol, chosen).to(target)
         budget = DEFAULT_BATCH_TOKENS[target.type] if max_batch_tokens == "auto" else max_batch_tokens
-        return cls(protocol, backbone, target, budget, num_threads)
+        adapted = AdaptedBackbone(
+            protocol, backbone, protocol.adapters.names if adapters is None else adapters
+        )
+        return cls(protocol, adapted, target, budget, num_threads)
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter in use; None is the backbone without any."""
+        return self._adapted.active
+
+    def use_adapter(self, name: str | None) -> None:
+        """Encode with this adapter from now on; nothing is done where it is in use.
+
+        Raises:
+            EncoderError: The encoder was not loaded for it.
+        """
+        self._adapted.activate(name)
 
     def encode(self, texts: TokenizedTexts) -> Encoded:
-        """Vectors of texts, or of their stretches, of at least one token each, in their order."""
+        """Vectors of texts, or of their stretches, of at least one token each, in their order, by the adapter in use.
+
+        Raises:
+            EncoderError: There are several adapters, and none was chosen yet.
+        """
         assert (texts.lengths > 0).all()
         assert (texts.pooled_lengths > 0).all()
+        if not self._adapted.is_chosen:
+            raise EncoderError(
+                f"{self.protocol.repository.name} has several adapters, and none is chosen; call use_adapter"
+            )
         vectors = np.empty((len(texts.pooled_lengths), self.protocol.dim), dtype=np.float32)
         num_padding = 0
         batches = list(token_budget_batches(texts, self.max_batch_tokens, padded=not self._forward.packed))

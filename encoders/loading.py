@@ -12,12 +12,17 @@ from typing import Any
 import torch
 
 from encoders.errors import ModelNotFoundError, UnsupportedModelError
+from encoders.native import native_config
 from encoders.protocol import Protocol
 
 # Parts of an architecture that come after the last hidden state, so their absence changes no vector.
 _UNUSED_PARTS = ("pooler.",)
 # Encoder-decoders whose encoder half gives embeddings; transformers would load both halves.
 _ENCODER_HALVES = ("t5", "mt5", "umt5")
+# Of a language model whose states are taken before it.
+_HEADS = ("lm_head.",)
+# Of safetensors' number formats those that a backbone may be loaded in.
+_STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
@@ -36,8 +41,9 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
     remote_code = protocol.options.trust_remote_code
     repository = protocol.repository.on_this_machine(weights=True, remote_code=remote_code)
     folder = repository.path / protocol.transformer_folder
+    native = native_config(model, repository.json_object(protocol.transformer_folder, "config.json"))
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+        config = native or AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
         auto = AutoModelForTextEncoding if config.model_type in _ENCODER_HALVES else AutoModel
         backbone, report = auto.from_pretrained(
             folder,
@@ -60,10 +66,34 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
             f"{model}: its weights do not fill {type(backbone).__name__}: {len(wrong)} are missing or of another shape "
             f"({', '.join(sorted(wrong)[:3])}, ...), and random numbers would stand in for them"
         )
+    if native is not None:
+        _check_nothing_left(model, backbone, report["unexpected_keys"])
     _check_fit(protocol, backbone)
     if hasattr(config, "use_cache"):
         backbone.config.use_cache = False  # keys and values of past tokens serve generation only
     return backbone.eval().requires_grad_(False)
+
+
+def stored_dtype(protocol: Protocol) -> torch.dtype:
+    """The narrowest format that holds a repository's weights as they are stored, once they are on this machine."""
+    from safetensors import safe_open
+
+    formats = set()
+    for path in (protocol.repository.path / protocol.transformer_folder).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as weights:
+            formats |= {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118, it is no dict
+    floats = {one for one in formats if one.startswith(("F", "BF"))}
+    return _STORED.get(floats.pop(), torch.float32) if len(floats) == 1 else torch.float32
+
+
+def _check_nothing_left(model: str, backbone: Any, unexpected: Any) -> None:
+    """A class that was chosen here, rather than named by the repository, must be the one that all weights are for."""
+    left = sorted(key for key in unexpected if not key.startswith(_HEADS))
+    if left:
+        raise UnsupportedModelError(
+            f"{model}: {len(left)} of its weights are for none of {type(backbone).__name__}'s modules "
+            f"({', '.join(left[:3])}, ...), so it is another backbone than its config.json says"
+        )
 
 
 def _check_fit(protocol: Protocol, backbone: Any) -> None:

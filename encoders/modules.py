@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from encoders.errors import UnsupportedModelError
+from encoders.native import own_pooling
 from encoders.repository import Repository
 
 # Legacy switch -> mode, in the order in which several modes are concatenated.
@@ -98,6 +99,8 @@ def read_modules(repository: Repository) -> Modules:
     Raises:
         UnsupportedModelError: A module or a setting that is not known, or an order that is not.
     """
+    if own := own_pooling(repository.json_object("config.json")):
+        return Modules("", Pooling(modes=(own,)), (Normalize(),))
     listed = repository.json("modules.json")
     if listed is None:
         return _default_modules(repository)

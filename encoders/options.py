@@ -16,6 +16,7 @@ class EncoderOptions:
     Attributes:
         prompt: `auto` takes the repository's prompts; `none` embeds raw text, on purpose.
         prompts: {task: {role: prompt}}, instead of the repository's for these tasks; "" is no prompt, on purpose.
+        adapters: {task: folder or Hub repository}, besides the repository's own; None is no adapter, on purpose.
         instruction: What a model that takes instructions is told, for all its views, by task, or by task and role.
         protocol: The row of `encoders.families` that speaks for a folder, or a row written out; see `Family`.
         truncate_dim: Keep the first dimensions only (Matryoshka models).
@@ -27,6 +28,7 @@ class EncoderOptions:
 
     prompt: Literal["auto", "none"] = "auto"
     prompts: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+    adapters: Mapping[str, str | None] = field(default_factory=dict)
     instruction: Instruction | None = None
     protocol: str | Mapping[str, Any] | None = None
     truncate_dim: int | None = None

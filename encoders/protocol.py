@@ -10,9 +10,10 @@ Source: sentence-transformers 6.2 for the meaning of each file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from encoders.adapters import Adapters, resolve_adapters
 from encoders.agreement import agreed_modules, check_length, find_family, native_type
 from encoders.dimensions import output_dim
 from encoders.errors import EncoderError, TaskError, UnsupportedModelError
@@ -44,6 +45,7 @@ class Protocol:
         dim: Dimension of the vectors.
         family: The row that speaks where the repository is silent; None where the table has none.
         native: transformers' `model_type` whose class stands in for the repository's own code; None: none needs to.
+        adapters: What each task adds to the backbone's weights.
     """
 
     repository: Repository
@@ -59,6 +61,21 @@ class Protocol:
     dim: int
     family: Family | None = None
     native: str | None = None
+    adapters: Adapters = field(default_factory=Adapters)
+
+    def adapter(self, view: View) -> str | None:
+        """The name of a view's adapter, None where the model wants none.
+
+        Raises:
+            TaskError: The model has adapters, but none for this view, or should have some and brings none.
+        """
+        wanted = self.family.adapters.get(view.task, {}).get(view.role) if self.family else None
+        if wanted is not None and not self.adapters.folders:
+            raise TaskError(
+                f"{self.repository.name} wants its adapter {wanted!r} for {view}, and its files bring none; give it: "
+                f"encoder.adapters={{{view.task}: a folder or a Hub repository}}"
+            )
+        return self.adapters.name(self.repository.name, view)
 
     @property
     def prompts(self) -> Prompts:
@@ -81,12 +98,6 @@ class Protocol:
         """
         return self.prompts.of(view)
 
-    def adapter(self, view: View) -> str | None:
-        """The name of the adapter that a view's texts go through, None where they go through the bare backbone."""
-        if self.family is None:
-            return None
-        return self.family.adapters.get(view.task, {}).get(view.role)
-
     def check_dtype(self, dtype: str) -> None:
         """Refuse a number format in which the model is known to overflow.
 
@@ -107,13 +118,12 @@ class Protocol:
         prompts = {role: self._prompt_or_none(View(task, role)) for role in Role}
         if set(prompts.values()) == {None}:
             self.prompt(View(task, Role.DOCUMENT))
-        adapters = {str(role): self.adapter(View(task, role)) for role in Role}
         repository = self.repository
         content: dict[str, Any] = {
             # A folder's name says nothing about its content, a Hub id is part of what a commit means.
             "model": "" if repository.is_local else repository.name,
             "revision": repository.revision,
-            "adapter": adapters if any(adapters.values()) else None,
+            "adapter": self.adapters.ids(repository.name, task),
             "task": task,
             "dim": self.dim,
             "precision": precision,
@@ -210,6 +220,11 @@ def resolve_protocol(
         ),
         family=family,
         native=native,
+        adapters=resolve_adapters(
+            repository,
+            repository.json_object(modules.transformer_folder, "config.json"),
+            options.adapters,
+        ),
     )
     protocol.prompts.check_instruction()
     protocol.prompts.check_declared()

@@ -46,12 +46,12 @@ _ROLE_NAMES = {
     Role.QUERY: ("query", "search_query"),
     Role.DOCUMENT: ("document", "passage", "corpus", "search_document"),
 }
-# ... and of a symmetric task: our own name, then mteb's task types.
+# ... and of a symmetric task: our own name, then mteb's task types, then Jina v3's.
 _TASK_NAMES = {
     "retrieval": ("retrieval", "Retrieval"),
     "text-matching": ("text-matching", "similarity", "STS"),
     "classification": ("classification", "Classification"),
-    "clustering": ("clustering", "Clustering"),
+    "clustering": ("clustering", "Clustering", "separation"),
 }
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from encoders.ends import settle_ends
 from encoders.errors import ModelNotFoundError, TaskError, UnsupportedModelError
 from encoders.family import Prompt
+from encoders.native import native_config
 from encoders.protocol import Protocol
 from encoders.repository import Repository
 from encoders.stretches import Stretches
@@ -294,7 +295,11 @@ def load_tokenizer(repository: Repository, folder: str = "", *, trust_remote_cod
     repository = repository.on_this_machine(remote_code=trust_remote_code)
     path = repository.path / folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path,
+            config=native_config(repository.name, repository.json_object(folder, "config.json")),
+            trust_remote_code=trust_remote_code,
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotFoundError(
             f"{repository.name}: its tokenizer cannot be loaded from {path}: {error}"

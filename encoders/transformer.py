@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from encoders.errors import UnsupportedModelError
+from encoders.native import native_architecture
 from encoders.repository import Repository
 
 # Older repositories name the file after the architecture.
@@ -85,11 +86,11 @@ def read_transformer(
     settings = _read_settings(repository, folder)
     if repository.json(folder, "adapter_config.json") is not None:
         raise UnsupportedModelError(
-            f"{repository.name} is an adapter (adapter_config.json) on top of another model, which is not done; "
-            "merge the two (peft's merge_and_unload) and give the merged model"
+            f"{repository.name} is an adapter (adapter_config.json) on top of another model; give that model as "
+            "encoder.model, and this adapter to the tasks that take it: encoder.adapters"
         )
     if not trust_remote_code:
-        if not native:
+        if not native and native_architecture(repository.name, config) is None:
             _refuse_own_code(repository, "config.json", config)
         _refuse_own_code(repository, "tokenizer_config.json", tokenizer)
     widths = [config[key] for key in ("hidden_size", "d_model", "dim", "n_embd") if key in config]

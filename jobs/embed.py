@@ -56,7 +56,7 @@ from jobs.summary import Times, show_plan, show_run
 
 # Up to here a thread pool reads footers faster than Ray starts; beyond, they are tasks on the cluster.
 _FOOTERS_ON_DRIVER = 512
-_PACKAGES = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy", "s3fs", "safetensors")
+_PACKAGES = ("ray", "torch", "transformers", "peft", "tokenizers", "pyarrow", "numpy", "s3fs", "safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,13 +159,8 @@ def _set_up(config: JobConfig) -> _Job:
                     f"output.views names {view} twice (a symmetric task's only side is document)"
                 )
             prompt = protocol.prompt(view)  # first, for its error names the view
-            space = protocol.space(view.task, encoder.precision, late_chunk=encoder.long_text == "late_chunk")
             adapter = protocol.adapter(view)
-            if adapter is not None:
-                raise ConfigurationError(
-                    f"{protocol.repository.name} wants its adapter {adapter!r} for {view}, and adapters are not done; "
-                    "give a repository with the adapter merged into the weights"
-                )
+            space = protocol.space(view.task, encoder.precision, late_chunk=encoder.long_text == "late_chunk")
             records[str(view)] = ViewRecord(
                 task=view.task,
                 role=view.role,
@@ -173,7 +168,7 @@ def _set_up(config: JobConfig) -> _Job:
                 space_name=space.name,
                 model=protocol.repository.name,
                 revision=protocol.repository.revision,
-                adapter=adapter,
+                adapter=None if adapter is None else str(protocol.adapters.folder(adapter)),
                 prompt=prompt.prefix,
                 suffix=prompt.suffix or None,
                 dim=protocol.dim,
@@ -183,7 +178,7 @@ def _set_up(config: JobConfig) -> _Job:
             labels = {
                 name: str(value) for name, value in records[str(view)].model_dump(exclude_none=True).items()
             }
-            views.append(ViewSpec(view, prompt, space, labels))
+            views.append(ViewSpec(view, prompt, space, labels, adapter))
     except EncoderError as error:
         raise ConfigurationError(str(error)) from error
     source, target = config.input.location(), config.output.location()

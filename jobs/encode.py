@@ -1,10 +1,15 @@
-"""Second stage: token ids become vectors. The one that wants the accelerator, and the only one that loads weights."""
+"""Second stage: token ids become vectors. The one that wants the accelerator, and the only one that loads weights.
+
+A fragment is encoded once for each distinct prompt and adapter. The adapter in use comes first, so each fragment begins
+with the one that the last fragment ended with, and every other adapter is merged once.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -13,7 +18,7 @@ from encoders.encoder import Encoder
 from encoders.finishing import cast
 from encoders.preflight import preflight
 from jobs.cargo import pack, tokens_of, unpack_table, vector_columns
-from jobs.run_spec import RunSpec, Work
+from jobs.run_spec import Encoding, RunSpec, Work
 
 
 class EncodeFragment:
@@ -25,6 +30,7 @@ class EncodeFragment:
             keep_freed_memory()
         self._encoder = Encoder.load(
             run.protocol,
+            adapters=run.adapters,
             device=run.device,
             dtype=run.dtype,
             max_batch_tokens=run.max_batch_tokens,
@@ -34,17 +40,23 @@ class EncodeFragment:
         self._name = f"{platform.node()}:{os.getpid()}"
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        """Encode one fragment, once for each distinct prompt."""
+        """Encode one fragment."""
         started = time.perf_counter()
         tokens = unpack_table(row, "tokens")
         work = Work.from_json(row["work"][0].as_py())
         vectors: dict[str, pa.Array] = {}
         num_tokens = num_padding = 0
-        ragged = [tokens_of(tokens, key) for key, _ in enumerate(self._run.prompts(work))]
-        if self._run.preflight and self._preflight_cosine is None and len(ragged[0]):
-            self._preflight_cosine = min(preflight(self._encoder, texts) for texts in ragged)
-        for key, texts in enumerate(ragged):
+        prompts, encodings = self._run.prompts(work), self._run.encodings(work)
+        ragged = [tokens_of(tokens, key) for key, _ in enumerate(prompts)]
+        prove = self._run.preflight and self._preflight_cosine is None and len(ragged[0]) > 0
+        for encoding in self._by_adapter(encodings):
+            texts = ragged[prompts.index(encoding.prompt)]
+            self._encoder.use_adapter(encoding.adapter)
+            if prove:
+                cosine = preflight(self._encoder, texts)
+                self._preflight_cosine = min(cosine, self._preflight_cosine or 1.0)
             encoded = self._encoder.encode(texts)
+            key = encodings.index(encoding)
             vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.encoded_precision))
             num_tokens += len(texts.token_ids)
             num_padding += encoded.num_padding
@@ -55,6 +67,8 @@ class EncodeFragment:
                 "num_encoded_tokens": num_tokens,
                 "num_padding": num_padding,
                 "preflight_cosine": 1.0 if self._preflight_cosine is None else self._preflight_cosine,
+                "num_prompts": len(prompts),
+                "num_encodings": len(encodings),
                 "actor": self._name,
             }
         )
@@ -62,3 +76,8 @@ class EncodeFragment:
         return pa.Table.from_arrays(
             [*kept.columns, *cells.columns], names=[*kept.column_names, *cells.column_names]
         )
+
+    def _by_adapter(self, encodings: Sequence[Encoding]) -> list[Encoding]:
+        """Those of the adapter in use, then those of each other one."""
+        adapters = [self._encoder.adapter, *(encoding.adapter for encoding in encodings)]
+        return sorted(encodings, key=lambda encoding: adapters.index(encoding.adapter))

@@ -28,7 +28,7 @@ class Tally:
     Attributes:
         rows: Rows of finished fragments.
         vectors: Vectors written, over all views.
-        tokens: Tokens encoded, once for each distinct prompt.
+        tokens: Tokens encoded, once for each distinct prompt and adapter.
         padding: Tokens computed for nothing.
         truncated: Vectors whose text the model did not see whole.
         rejected: Rows without a vector, by reason.

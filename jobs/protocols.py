@@ -30,6 +30,7 @@ def resolve(encoder: EncoderConfig) -> Protocol:
     options = EncoderOptions(
         prompt=encoder.prompt,
         prompts=encoder.prompts,
+        adapters={task: None if given == "none" else given for task, given in encoder.adapters.items()},
         instruction=encoder.instruction,
         protocol=encoder.protocol,
         truncate_dim=encoder.truncate_dim,

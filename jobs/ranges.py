@@ -145,10 +145,10 @@ class Calibrator:
     def __call__(self, row: pa.Table) -> pa.Table:
         """One row a view that has vectors: task, num_vectors, low, high."""
         work = Work.from_json(row["work"][0].as_py())
-        table, prompts = unpack_table(row, "vectors"), self._run.prompts(work)
+        table, encodings = unpack_table(row, "vectors"), self._run.encodings(work)
         bounds = []
         for spec in self._run.specs(work):
-            vectors = as_vectors(table[f"embedding_{prompts.index(spec.prompt)}"])
+            vectors = as_vectors(table[f"embedding_{encodings.index(spec.encoding)}"])
             if len(vectors):
                 bounds.append((spec.view.task, len(vectors), vectors.min(axis=0), vectors.max(axis=0)))
         tasks, counts, lows, highs = zip(*bounds, strict=True) if bounds else ([], [], [], [])

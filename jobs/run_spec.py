@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -21,16 +21,35 @@ from jobs.storage import Location
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One view of the run: the bytes that go around a text, where its vectors may be compared, and their labels.
+    """One view of the run.
 
-    The ranges are those of int8 vectors, None for all others.
+    Attributes:
+        view: Task and role.
+        prompt: The bytes that go around a text.
+        space: Where its vectors may be compared.
+        labels: What its parts say of themselves.
+        adapter: The name of what the task adds to the backbone's weights; None is nothing.
+        ranges: Those of int8 vectors, None for all others.
     """
 
     view: View
     prompt: Prompt
     space: Space
     labels: Mapping[str, str]
+    adapter: str | None = None
     ranges: Ranges | None = None
+
+    @property
+    def encoding(self) -> Encoding:
+        """What its vectors are made of."""
+        return Encoding(self.prompt, self.adapter)
+
+
+class Encoding(NamedTuple):
+    """What decides the vectors of a text: views that agree in it share them."""
+
+    prompt: Prompt
+    adapter: str | None
 
 
 @dataclass(frozen=True)
@@ -79,8 +98,17 @@ class RunSpec:
         return [spec for spec in self.views if str(spec.view) in work.parts]
 
     def prompts(self, work: Work) -> list[Prompt]:
-        """The distinct prompts of that: texts are tokenized and encoded once for each."""
+        """The distinct prompts of that: texts are tokenized once for each."""
         return list(dict.fromkeys(spec.prompt for spec in self.specs(work)))
+
+    def encodings(self, work: Work) -> list[Encoding]:
+        """The distinct prompts and adapters of that: texts are encoded once for each."""
+        return list(dict.fromkeys(spec.encoding for spec in self.specs(work)))
+
+    @property
+    def adapters(self) -> tuple[str | None, ...]:
+        """All that an encoder of this run needs."""
+        return tuple(dict.fromkeys(spec.adapter for spec in self.views))
 
 
 @dataclass(frozen=True)

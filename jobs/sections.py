@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from encoders.tasks import canonical_task
-from jobs.fields import Endpoint, ModelId, Name, Names, RayAddress, TaskName, Uri, as_tuple, shown
+from jobs.fields import AdapterId, Endpoint, ModelId, Name, Names, RayAddress, TaskName, Uri, as_tuple, shown
 from jobs.footers import Columns
 from jobs.storage import Location
 
@@ -165,6 +165,12 @@ class EncoderConfig(_Section):
         description="The model of README's table that a folder or a fine-tuned model is spoken to like, or a protocol "
         "written out with the fields of encoders/family.py. null: the model's own row, if it has one.",
         json_schema_extra={"kind": "model id | {field: value} | null"},
+    )
+    adapters: Mapping[TaskName, AdapterId] = Field(
+        default={},
+        description="LoRA adapters for these tasks, in place of the repository's own: a folder as peft writes it, or "
+        "org/name[/folder][@revision] on the Hub. none: the backbone without adapter, on purpose.",
+        json_schema_extra={"kind": "{task: folder, Hub repository or none}"},
     )
     truncate_dim: PositiveInt | None = Field(
         default=None, description="Keep the first N dimensions (Matryoshka). null: all of them."

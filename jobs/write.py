@@ -34,9 +34,9 @@ class Writer:
         started = time.perf_counter()
         work = Work.from_json(row["work"][0].as_py())
         carried, vectors, rejects = (unpack_table(row, name) for name in ("rows", "vectors", "rejects"))
-        prompts = self._run.prompts(work)
+        encodings = self._run.encodings(work)
         parts = {
-            str(spec.view): self._write_part(work, spec, carried, vectors, prompts.index(spec.prompt))
+            str(spec.view): self._write_part(work, spec, carried, vectors, encodings.index(spec.encoding))
             for spec in self._run.specs(work)
         }
         reasons = rejects["reason"].value_counts().to_pylist()

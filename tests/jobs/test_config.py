@@ -53,6 +53,10 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     ),
     "encoder.protocol": st.none()
     | st.sampled_from(["intfloat/e5-base-v2", {"pooling": "cls", "truncate_dims": [8]}]),
+    "encoder.adapters": st.dictionaries(
+        st.from_regex(r"[a-z0-9-]+", fullmatch=True),
+        st.sampled_from(["none", "/adapters/a", "org/name/a@main"]),
+    ),
     "encoder.truncate_dim": st.none() | st.integers(min_value=1),
     "encoder.force_truncate_dim": st.just(False),
     "encoder.normalize": st.none() | st.booleans(),

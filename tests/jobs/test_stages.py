@@ -62,6 +62,7 @@ class Bench:
                 protocol.prompt(view),
                 protocol.space(view.task, self.precision),
                 {"view": str(view)},
+                adapter=protocol.adapter(view),
                 ranges=self.ranges,
             )
             for view in self.views

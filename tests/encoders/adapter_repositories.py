@@ -1,0 +1,193 @@
+"""Adapters that peft itself writes, and repositories that bring their own, in the real file layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModel,
+    EuroBertConfig,
+    EuroBertModel,
+    JinaEmbeddingsV3Config,
+    JinaEmbeddingsV3Model,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3Model,
+)
+
+from tests.encoders.repositories import MAX_TOKENS, MEAN, WIDTH, write_json, write_modules, write_tokenizer
+
+V5_TASKS = ("retrieval", "text-matching", "clustering", "classification")
+V5_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+V3_FOLDERS = ("retrieval_query", "retrieval_passage", "text_matching", "classification", "separation")
+V3_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "word_embeddings")
+
+
+def write_adapter(folder: Path, backbone: PreTrainedModel, seed: int = 0, **settings: Any) -> Path:
+    """An adapter as peft's save_pretrained writes it, with matrices large enough to show.
+
+    Args:
+        folder: Where to.
+        backbone: What it is for; it stays as it is.
+        seed: Of the matrices.
+        settings: Of LoraConfig.
+    """
+    adapted = get_peft_model(deepcopy(backbone), LoraConfig(**settings))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            drawn = torch.randn(parameter.shape, generator=generator)
+            # A magnitude scales each row of a weight; the others are narrow matrices.
+            parameter.data = (1 + 0.2 * drawn).abs() if "magnitude" in name else 0.15 * drawn
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
+def unmerged(backbone: PreTrainedModel, folder: Path) -> torch.nn.Module:
+    """Peft's own model with an adapter beside the weights; the backbone stays as it is."""
+    return PeftModel.from_pretrained(deepcopy(backbone), str(folder)).eval()
+
+
+def write_jina_v5(folder: Path, size: str, tasks: tuple[str, ...] = V5_TASKS, **config: Any) -> Path:
+    """A repository in the layout of jinaai/jina-embeddings-v5-text-{small,nano}, weights in bfloat16 as there."""
+    tokenizer = write_tokenizer(folder, "bytes", eos=size == "nano")
+    shared = {
+        "architectures": ["JinaEmbeddingsV5Model"],
+        "auto_map": {
+            "AutoConfig": "configuration_jina_embeddings_v5.JinaEmbeddingsV5Config",
+            "AutoModel": "modeling_jina_embeddings_v5.JinaEmbeddingsV5Model",
+        },
+        "model_type": "jina_embeddings_v5",
+        "task_names": list(tasks),
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_TOKENS,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "rope_scaling": None,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "transformers_version": "4.57.0",
+    }
+    own: dict[str, Any] = {
+        "small": {
+            "head_dim": 8,
+            "num_key_value_heads": 2,
+            "rope_theta": 3500000,
+            "rms_norm_eps": 1e-06,
+            "max_window_layers": 2,
+            "sliding_window": None,
+            "use_sliding_window": False,
+            "use_cache": True,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+        },
+        "nano": {
+            "is_decoder": False,
+            "num_key_value_heads": 4,
+            "rope_theta": 1000000,
+            "rms_norm_eps": 1e-05,
+            "bos_token_id": 1,
+            "mask_token_id": 2,
+            "hidden_dropout": 0.0,
+            "pretraining_tp": 1,
+            "tie_word_embeddings": False,
+            "torch_dtype": "float32",
+        },
+    }[size]
+    backbone = _grown(native_backbone(shared | own))
+    backbone.to(torch.bfloat16).save_pretrained(folder)
+    content = {key: value for key, value in (shared | own | config).items() if value != "absent"}
+    write_json(folder / "config.json", content)
+    write_json(
+        folder / "modules.json",
+        [{"idx": 0, "name": "transformer", "path": "", "type": "custom_st.Transformer", "kwargs": ["task"]}],
+    )
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": {"query": "Query: ", "document": "Document: "}, "default_prompt_name": "document"},
+    )
+    for seed, task in enumerate(tasks, start=1):
+        write_adapter(
+            folder / "adapters" / task,
+            backbone,
+            seed,
+            r=4,
+            lora_alpha=4,
+            lora_dropout=0.1,
+            init_lora_weights="gaussian",
+            target_modules=list(V5_TARGETS),
+            task_type="FEATURE_EXTRACTION",
+        )
+    return folder
+
+
+def native_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
+    """The class that such a config.json means, spelled out anew, with random weights."""
+    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes = {
+        key: config[key] for key in (*kept, "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")
+    }
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    special = {key: config[key] for key in ("pad_token_id", "eos_token_id")} | {"bos_token_id": None}
+    if "head_dim" in config:
+        return Qwen3Model(
+            Qwen3Config(**sizes, **special, head_dim=config["head_dim"], rope_parameters=rope)
+        ).eval()
+    return EuroBertModel(EuroBertConfig(**sizes, **special, mask_token_id=2, rope_parameters=rope)).eval()
+
+
+def write_jina_v3(folder: Path) -> Path:
+    """A repository in the layout of jinaai/jina-embeddings-v3-hf: a folder for each adapter, embeddings adapted too."""
+    tokenizer = write_tokenizer(folder, "unigram")
+    backbone = _grown(
+        JinaEmbeddingsV3Model(
+            JinaEmbeddingsV3Config(
+                vocab_size=len(tokenizer),
+                hidden_size=WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=64,
+                max_position_embeddings=MAX_TOKENS,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    )
+    backbone.save_pretrained(folder)
+    write_modules(folder, [("Pooling", MEAN), ("Normalize", {})])
+    prompts = {
+        "retrieval.query": "Represent the query for retrieving evidence documents: ",
+        "retrieval.passage": "Represent the document for retrieval: ",
+        "separation": "",
+        "classification": "",
+        "text-matching": "",
+    }
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts})
+    for seed, name in enumerate(V3_FOLDERS, start=1):
+        write_adapter(folder / name, backbone, seed, r=4, lora_alpha=1, target_modules=list(V3_TARGETS))
+    return folder
+
+
+def backbone_of(folder: Path) -> PreTrainedModel:
+    """What transformers loads from an ordinary repository, in float32."""
+    loaded: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    return loaded
+
+
+def _grown(backbone: PreTrainedModel) -> PreTrainedModel:
+    """Weights large enough that every token and every attention weight shows in the result."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in backbone.named_parameters():
+        if "norm" not in name.lower():
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    return backbone
