@@ -65,7 +65,7 @@ class Encoder:
     ) -> None:
         self.protocol = protocol
         self.device = device
-        self.dtype: torch.dtype = backbone.dtype
+        self.dtype: torch.dtype = adapted.module.dtype
         self.max_batch_tokens = max_batch_tokens
         self._adapted = adapted
         self._forward = Forward(adapted.module)
