@@ -70,7 +70,7 @@ class Protocol:
             TaskError: The model has adapters, but none for this view, or should have some and brings none.
         """
         wanted = self.family.adapters.get(view.task, {}).get(view.role) if self.family else None
-        if wanted is not None and not self.adapters.folders:
+        if wanted and not self.adapters.folders and view.task not in self.options.adapters:
             raise TaskError(
                 f"{self.repository.name} wants its adapter {wanted!r} for {view}, and its files bring none; give it: "
                 f"encoder.adapters={{{view.task}: a folder or a Hub repository}}"

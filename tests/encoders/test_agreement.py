@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from encoders.encoder import Encoder
-from encoders.errors import EncoderError, UnsupportedModelError
+from encoders.errors import EncoderError, TaskError, UnsupportedModelError
 from encoders.family import Prompt
 from encoders.modules import Normalize, Pooling, Standardize
 from encoders.protocol import EncoderOptions, Protocol, resolve_protocol
@@ -122,28 +122,6 @@ def test_what_a_repository_does_not_say_is_the_rows(tmp_path: Path) -> None:
     assert Normalize() not in resolve(folder_of(tmp_path / "e5"), "intfloat/e5-base-v2").steps
 
 
-def test_code_of_a_repository_is_set_aside_for_a_class_that_gives_the_same(tmp_path: Path) -> None:
-    """Jina v5's own layout: a model type and a module that only its own code knows."""
-    remote = {"auto_map": {"AutoConfig": "configuration.Config", "AutoModel": "modeling.Model"}}
-    write_json(
-        tmp_path / "config.json",
-        {"model_type": "jina_embeddings_v5", "hidden_size": 32, "max_position_embeddings": 32768, **remote},
-    )
-    write_json(
-        tmp_path / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": "custom_st.Transformer"}]
-    )
-    with pytest.raises(UnsupportedModelError, match=r"custom_st\.Transformer"):
-        resolve(tmp_path)
-    protocol = resolve(tmp_path, "jinaai/jina-embeddings-v5-text-small")
-    assert (protocol.native, protocol.pooling.modes, protocol.normalize) == ("qwen3", ("lasttoken",), True)
-    assert [protocol.adapter(View(task, Role.QUERY)) for task in ("retrieval", "clustering", "code")] == [
-        "retrieval",
-        "clustering",
-        None,
-    ]
-    assert resolve(tmp_path, "jinaai/jina-embeddings-v5-text-nano").native == "eurobert"
-
-
 @pytest.mark.parametrize(
     ("config", "row", "message"),
     [
@@ -168,10 +146,14 @@ def test_code_for_which_no_class_is_known_to_give_the_same_is_refused(
         resolve(folder_of(tmp_path, pooling=pooling, **remote, **config), row)
 
 
-def test_jina_v3_has_an_adapter_for_each_side_of_retrieval(tmp_path: Path) -> None:
+def test_adapters_that_the_row_promises_and_the_files_lack_are_asked_for(tmp_path: Path) -> None:
     protocol = resolve(folder_of(tmp_path), "jinaai/jina-embeddings-v3-hf")
-    assert (protocol.adapter(QUERY), protocol.adapter(DOCUMENT)) == ("retrieval.query", "retrieval.passage")
-    assert protocol.adapter(View("clustering", Role.DOCUMENT)) == "separation"
+    with pytest.raises(
+        TaskError, match=r"wants its adapter 'retrieval\.query' for retrieval/query.*encoder\.adapters"
+    ):
+        protocol.adapter(QUERY)
+    on_purpose = resolve(folder_of(tmp_path), "jinaai/jina-embeddings-v3-hf", adapters={"retrieval": None})
+    assert on_purpose.adapter(QUERY) is None
     assert resolve(folder_of(tmp_path)).adapter(QUERY) is None
 
 
@@ -256,8 +238,6 @@ def test_whatever_of_a_row_changes_a_vector_changes_the_space(tmp_path: Path) ->
         {"prompts": {"retrieval": "q: "}, "strip": "both"},
         {"prompts": {"retrieval": "q: "}, "steps": ["layer_norm"]},
         {"prompts": {"retrieval": "q: "}, "last_token": "</s>", "ends": "added"},
-        {"prompts": {"retrieval": "q: "}, "adapters": {"retrieval": "search"}},
-        {"prompts": {"retrieval": "q: "}, "adapters": {"retrieval": {"query": "search", "document": "find"}}},
         {"prompts": {"retrieval": "q: {instruction}"}, "instructions": {"retrieval": "x"}},
     ]
     ids = [resolve(folder, row).space("retrieval", "float32").id for row in rows]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from encoders.encoder import Encoder
+from encoders.family import Prompt
 from encoders.merging import AdaptedBackbone
 from encoders.protocol import resolve_protocol
 from encoders.tasks import View, view_of
@@ -110,7 +111,10 @@ def test_a_run_of_one_task_keeps_no_other_adapter(bench: Bench) -> None:
     bench.views = VIEWS[:2]
     spec, work = bench.run()
     assert spec.adapters == ("retrieval",)
-    assert spec.encodings(work) == [Encoding("Query: ", "retrieval"), Encoding("Document: ", "retrieval")]
+    assert spec.encodings(work) == [
+        Encoding(Prompt("Query: "), "retrieval"),
+        Encoding(Prompt("Document: "), "retrieval"),
+    ]
     bench.embed()
 
 

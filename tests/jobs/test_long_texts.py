@@ -98,6 +98,7 @@ class Bench:
             num_threads=2,
             dtype="float32",
             precision="float32",
+            preflight=True,
             max_batch_tokens=100,
             output=Location(str(self.out)),
             compression_level=3,
