@@ -35,7 +35,7 @@ from encoders.tokenizer import TokenizedTexts
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-# Tokens of a batch. CPU: 2k and 4k run alike, 1k is slower by 5 to 10 % (benchmarks/LOG.md).
+# Tokens of a batch. CPU: 2k and 4k run alike, 1k is slower by 7 to 14 % (benchmarks/LOG.md).
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 

@@ -2,7 +2,7 @@
 
 Packed, the texts lie end to end in one row: no padding is computed, positions restart with each text, and attention
 runs within each text alone, for all texts of a length at once. On 1,000 texts of a documentation corpus, one thread,
-float32, all-MiniLM-L6-v2, that is worth 6 to 14 % over padded batches that are sorted by length (benchmarks/LOG.md).
+float32, all-MiniLM-L6-v2, that is worth 11 to 23 % over padded batches that are sorted by length (benchmarks/LOG.md).
 Only the CPU's packed way exists; elsewhere batches are padded.
 
 transformers hands attention to a function of ours (`AttentionInterface`) and builds no mask for it. Some architectures
