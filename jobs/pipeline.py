@@ -209,11 +209,11 @@ def _stages(
         ]
     room = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_threads)  # an autoscaler may find more
     most = most or room
-    first = min(most, room)
+    # One helper of each kind to begin with: wherever the two are, what they leave of a node still holds an encoder.
     return [
-        _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers or 1, readers or most, readers or first)),
-        _Stage(_Encode, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, max(least, first))),
-        _Stage(last, _CPU_HELPER_CPUS, None, pool(1, most, first)),
+        _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers or 1, readers or most, readers or 1)),
+        _Stage(_Encode, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, max(least, min(most, room)))),
+        _Stage(last, _CPU_HELPER_CPUS, None, pool(1, most, 1)),
     ]
 
 
