@@ -34,6 +34,7 @@ from jobs.storage import Location
 # Beside an encoder on the CPU: tokenizing takes 2 % of its time, writing less.
 _CPU_HELPER_CPUS = 0.1
 _CPU_SPARED_CPUS = 2 * _CPU_HELPER_CPUS
+_THREADS_PER_HELPER = 16
 _MOST_CORES_PER_ENCODER = 8  # its threads share Python's lock
 # Beside an accelerator a reader's tokenizer is what needs cores.
 _GPU_ENCODER_CPUS = 1.0
@@ -188,7 +189,7 @@ class _Stage(NamedTuple):
 def _stages(
     compute: ComputeConfig, num_threads: int | None, last: type, *, num_fragments: int
 ) -> list[_Stage]:
-    """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or one beside each encoder on the CPU."""
+    """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or few beside encoders on the CPU."""
 
     def pool(least: int, most: int | None, first: int) -> ActorPoolStrategy:
         """Never more actors than fragments; between least and most it is Ray that decides."""
@@ -209,11 +210,12 @@ def _stages(
         ]
     room = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_threads)  # an autoscaler may find more
     most = most or room
-    # One helper of each kind to begin with: wherever the two are, what they leave of a node still holds an encoder.
+    # Few, and one of each kind to begin with: what the two leave of a node still holds an encoder.
+    helpers = -(-most * num_threads // _THREADS_PER_HELPER)
     return [
-        _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers or 1, readers or most, readers or 1)),
+        _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers or 1, readers or helpers, readers or 1)),
         _Stage(_Encode, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, max(least, min(most, room)))),
-        _Stage(last, _CPU_HELPER_CPUS, None, pool(1, most, 1)),
+        _Stage(last, _CPU_HELPER_CPUS, None, pool(1, helpers, 1)),
     ]
 
 
