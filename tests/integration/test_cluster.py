@@ -36,7 +36,8 @@ def summary(log: str) -> dict[str, Any]:
 
 def test_a_submitted_job_publishes_with_encoders_on_both_nodes(cluster: Cluster, tmp_path: Path) -> None:
     corpus, output = tmp_path / "corpus.parquet", tmp_path / "vectors"
-    corpus.write_bytes(shard("a", 240, num_words=300))  # enough for one to be still at work when the other is up
+    # Long enough texts for one encoder to be still at work when the other is up.
+    corpus.write_bytes(shard("a", 240, num_words=300))
     finished = cluster.submit("publishes", command(corpus, output))
     assert finished.exit_code == 0, finished.stdout + finished.stderr
     assert summary(finished.stdout)["embedded"] == 228
