@@ -6,7 +6,7 @@ A merged adapter costs nothing in the forward pass. Each switch starts from the 
 16-bit weights lose in a merge no unmerge brings back; so A, B, A gives the very weights of A. A process that serves one
 adapter merges once and keeps nothing aside. One that serves several keeps the pristine weights of the modules that any
 of them touches: at most two backbones in memory, however many there are, and the narrow matrices themselves in float32
-(about 80 MB for rank 32 on a backbone of 0.6 billion weights). Weights that are stored wider than they are computed
+(80 MB, reckoned, for rank 32 on all linear layers of Qwen3-0.6B). Weights that are stored wider than they are computed
 with are kept as stored.
 
 Source: peft 0.21, whose layers hold the matrices and do the sum (rsLoRA's scale and DoRA's magnitudes included).

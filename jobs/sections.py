@@ -245,7 +245,7 @@ class EncoderConfig(_Section):
             )
         return self
 
-    @field_validator("prompts", "instruction", mode="before")
+    @field_validator("prompts", "instruction", "adapters", mode="before")
     @classmethod
     def _each_task_once(cls, value: object) -> object:
         """A task has several names; under two of them one of its values would be lost."""
