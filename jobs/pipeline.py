@@ -6,7 +6,7 @@ project stand here.
 
 Readers and writers are actors too, since Ray ends a task's process when it has been idle for a second, and the
 next task would import and set up everything anew. On machines without accelerators an encoder takes up to eight
-cores but for a fifth of one, which is for the reader and the writer beside it.
+cores, and reads and writes itself: while one fragment is encoded the next is read, and two processes fewer start.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import logging
 import os
 import pickle
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -40,8 +41,9 @@ _MOST_CORES_PER_ENCODER = 8  # its threads share Python's lock
 _GPU_ENCODER_CPUS = 1.0
 _GPU_READER_CPUS = 1.0
 _GPU_WRITER_CPUS = 0.5
-# One in the actor, one waiting beside it; with a single one Ray never sees a queue and the pool never grows.
-_FRAGMENTS_IN_FLIGHT = 2
+# One waits beside those in the actor; without it Ray never sees a queue and the pool never grows.
+_FRAGMENTS_WAITING = 1
+_POOL_GROWS_AT = 1.25  # fragments sent to an actor for each that it takes at once
 _SHARDS_PER_FOOTER_TASK = 256
 
 
@@ -164,7 +166,7 @@ def _stream(
     for stage in _stages(compute, run.num_threads, last, num_fragments=len(work)):
         dataset = dataset.map_batches(
             stage.actor,
-            fn_constructor_args=[shipped],
+            fn_constructor_args=[shipped, *stage.arguments],
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=stage.num_cpus,
@@ -184,6 +186,7 @@ class _Stage(NamedTuple):
     num_cpus: float
     num_gpus: float | None
     pool: ActorPoolStrategy
+    arguments: tuple[Any, ...] = ()
 
 
 def _stages(
@@ -191,14 +194,16 @@ def _stages(
 ) -> list[_Stage]:
     """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or few beside encoders on the CPU."""
 
-    def pool(least: int, most: int | None, first: int) -> ActorPoolStrategy:
+    def pool(least: int, most: int | None, first: int, at_once: int = 1) -> ActorPoolStrategy:
         """Never more actors than fragments; between least and most it is Ray that decides."""
         most = min(most or num_fragments, num_fragments)
         return ActorPoolStrategy(
             min_size=min(least, most),
             max_size=most,
             initial_size=min(first, most),
-            max_tasks_in_flight_per_actor=_FRAGMENTS_IN_FLIGHT,
+            max_concurrent_calls_per_actor=at_once,
+            enable_true_multi_threading=at_once > 1,
+            max_tasks_in_flight_per_actor=at_once + _FRAGMENTS_WAITING,
         )
 
     least, most, readers = compute.min_actors, compute.max_actors, compute.tokenize_concurrency
@@ -210,12 +215,16 @@ def _stages(
         ]
     room = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_threads)  # an autoscaler may find more
     most = most or room
-    # Few, and one of each kind to begin with: what the two leave of a node still holds an encoder.
-    helpers = -(-most * num_threads // _THREADS_PER_HELPER)
+    first = max(least, min(most, room))
+    if readers is None:
+        whole = pool(least, most, first, at_once=2)
+        return [_Stage(_Embed, num_threads, None, whole, ((_Read, _Encode, last),))]
+    # Few, and one writer to begin with: what the helpers leave of a node still holds an encoder.
+    writers = -(-most * num_threads // _THREADS_PER_HELPER)
     return [
-        _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers or 1, readers or helpers, readers or 1)),
-        _Stage(_Encode, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, max(least, min(most, room)))),
-        _Stage(last, _CPU_HELPER_CPUS, None, pool(1, helpers, 1)),
+        _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers, readers, readers)),
+        _Stage(_Encode, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, first)),
+        _Stage(last, _CPU_HELPER_CPUS, None, pool(1, writers, 1)),
     ]
 
 
@@ -223,8 +232,8 @@ def _own_cause(error: BaseException) -> TaskvecError:
     """What a worker raised on purpose, out of the layers that Ray puts around it."""
     layer: BaseException | None = error
     while layer is not None:
-        if isinstance(layer, TaskvecError):
-            return type(layer)(*layer.args)
+        if isinstance(layer, TaskvecError) and not isinstance(layer, RayError):
+            return layer
         layer = getattr(layer, "cause", None) or layer.__cause__
     return JobError(f"the pipeline failed, nothing is published, the same command goes on from here: {error}")
 
@@ -234,50 +243,74 @@ def _configure(no_progress_timeout_seconds: int) -> None:
     context.target_max_block_size = None  # a fragment's block is never split
     context.enable_progress_bars = False  # rows and tokens say more than blocks do; the job shows its own
     context.execution_options.preserve_order = False
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = _POOL_GROWS_AT
     context.execution_options.verbose_progress = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = no_progress_timeout_seconds
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.raise_original_map_exception = True  # Ray's own wrapper forgets what it wraps on its way here
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the exception says it all, and once
 
 
-# Imported where they run: torch and transformers take seconds, and the writer and the driver need neither.
+class _Actor:
+    """One stage in a process of its own.
 
+    What goes wrong while it loads is told with the first row: of a constructor's error Ray keeps the text alone, and
+    starts the actor again.
+    """
 
-class _Read:
     def __init__(self, run: bytes) -> None:
+        self._failure: TaskvecError | None = None
+        try:
+            self._stage = self._load(pickle.loads(run))
+        except TaskvecError as error:
+            self._failure = error
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        if self._failure is not None:
+            raise self._failure
+        return self._stage(row)
+
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
+        """Imports where it runs: torch and transformers take seconds, and the writer and the driver need neither."""
+        raise NotImplementedError
+
+
+class _Read(_Actor):
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.read import Reader
 
-        self._stage = Reader(pickle.loads(run))
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        return self._stage(row)
+        return Reader(run)
 
 
-class _Encode:
-    def __init__(self, run: bytes) -> None:
+class _Encode(_Actor):
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.encode import EncodeFragment
 
-        self._stage = EncodeFragment(pickle.loads(run))
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        return self._stage(row)
+        return EncodeFragment(run)
 
 
-class _Write:
-    def __init__(self, run: bytes) -> None:
+class _Write(_Actor):
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.write import Writer
 
-        self._stage = Writer(pickle.loads(run))
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        return self._stage(row)
+        return Writer(run)
 
 
-class _Calibrate:
-    def __init__(self, run: bytes) -> None:
+class _Calibrate(_Actor):
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.ranges import Calibrator
 
-        self._stage = Calibrator(pickle.loads(run))
+        return Calibrator(run)
+
+
+class _Embed:
+    """All stages in one process, a fragment at a time in each: while one is encoded, the next is read."""
+
+    def __init__(self, run: bytes, actors: Sequence[type[_Actor]]) -> None:
+        self._stages = [(Lock(), actor(run)) for actor in actors]
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        return self._stage(row)
+        for lock, stage in self._stages:
+            with lock:
+                row = stage(row)
+        return row

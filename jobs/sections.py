@@ -315,7 +315,8 @@ class ComputeConfig(_Section):
     )
     tokenize_concurrency: PositiveInt | None = Field(
         default=None,
-        description="Actors that read and tokenize. null: one for 16 cores, beside GPUs as many as keep up.",
+        description="Actors that only read and tokenize. null: on CPUs none, the encoders do it and write too; beside "
+        "GPUs as many as keep up.",
     )
     ray_address: RayAddress | None = Field(
         default=None,

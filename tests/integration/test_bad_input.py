@@ -13,7 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
+from tests.encoders.repositories import write_repository
 from tests.integration.conftest import (
     Dataset,
     Embed,
@@ -192,6 +194,19 @@ def test_an_output_that_is_a_file(case: Case) -> None:
 def test_a_model_that_is_not_there(case: Case) -> None:
     case.write("a.parquet", GOOD)
     case.refused(2, "/no/such/model", arguments=["--model", "/no/such/model"])
+
+
+def test_a_model_whose_weights_only_an_encoder_finds_wanting(case: Case, tmp_path: Path) -> None:
+    case.write("a.parquet", GOOD)
+    model = write_repository(tmp_path / "holes")
+    weights = load_file(model / "model.safetensors")
+    del weights["encoder.layer.0.attention.self.query.weight"]
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    outcome = case.run("--model", str(model))
+    assert outcome.exit_code == 2, outcome.stderr
+    assert "its weights do not fill BertModel: 1 are missing" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert not (case.out / "_manifest.json").exists()
 
 
 def test_a_task_that_the_model_does_not_have(case: Case) -> None:

@@ -182,11 +182,11 @@ def test_a_dry_run_tells_and_touches_nothing(
     assert not (tmp_path / "none").exists()
 
 
-def test_one_encoder_and_other_fragments_give_the_same_tables(
+def test_other_fragments_and_readers_apart_from_encoders_give_the_same_tables(
     dataset: Dataset, embed: Embed, tmp_path: Path, model: Path
 ) -> None:
     arguments = arguments_for(model, dataset.corpus, tmp_path / "out")
-    outcome = embed(*arguments, "--fragment-rows", "40")
+    outcome = embed(*arguments, "--fragment-rows", "40", "--set", "compute.tokenize_concurrency=1")
     assert outcome.summary["embedded"] == 2 * NUM_ROWS
     assert len(parts(tmp_path / "out")) == len(parts(dataset.out)) / 2
     for role in ("query", "document"):

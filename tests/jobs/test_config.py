@@ -493,6 +493,7 @@ def test_every_flag_names_a_field() -> None:
         ([("encoder.prompt", "none"), ("encoder.instruction", "Find it")], "an instruction is given"),
         ([("encoder.force_truncate_dim", True)], "force_truncate_dim is true, and truncate_dim is null"),
         ([("encoder.prompts", {"STS": {}, "text-matching": {}})], "two names of the task 'text-matching'"),
+        ([("encoder.adapters", {"STS": "/a", "similarity": "/b"})], "two names of the task 'text-matching'"),
         (
             [("encoder.instruction", {"Clustering": "a", "clustering": "b"})],
             "two names of the task 'clustering'",
