@@ -125,14 +125,9 @@ class Forward:
         return states[0]
 
     def _run_padded(self, batch: Batch) -> Tensor:
-        """Padding goes to the right: absolute positions count from the first token, as for a text alone."""
-        mask = np.arange(batch.lengths[0]) < batch.lengths[:, None]
-        token_ids = np.full(mask.shape, self._pad_token_id, np.int64)
-        token_ids[mask] = batch.token_ids
-        is_token = torch.from_numpy(mask).to(self._device)
-        states: Tensor = self._backbone(
-            input_ids=torch.from_numpy(token_ids).to(self._device), attention_mask=is_token.long()
-        ).last_hidden_state
+        token_ids = torch.from_numpy(batch.padded(batch.token_ids, self._pad_token_id)).to(self._device)
+        is_token = torch.from_numpy(batch.is_token).to(self._device)
+        states: Tensor = self._backbone(input_ids=token_ids, attention_mask=is_token.long()).last_hidden_state
         return states[is_token]
 
 
