@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from encoders.stretches import Stretches
-from encoders.tokenizer import TokenizedTexts
+from encoders.tokenized import TokenizedTexts
 
 
 @dataclass(frozen=True)

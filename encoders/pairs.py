@@ -18,7 +18,8 @@ import numpy.typing as npt
 from encoders.errors import EncoderError, TaskError, UnsupportedModelError
 from encoders.rerank_families import YesNoFamily
 from encoders.rerank_protocol import RerankProtocol
-from encoders.tokenizer import TokenizedTexts, load_tokenizer
+from encoders.tokenized import TokenizedTexts
+from encoders.tokenizer import load_tokenizer
 
 # Encodings hold offsets and strings besides the ids, about 1 KB a token: drop them as we go.
 _CHUNK_PAIRS = 1024

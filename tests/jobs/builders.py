@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from encoders.space import Space
 from encoders.tasks import Role, View
-from encoders.tokenizer import TokenizedTexts
+from encoders.tokenized import TokenizedTexts
 from jobs.corpus import Corpus, list_corpus
 from jobs.footers import Columns, read_footers
 from jobs.fragments import Fragment
