@@ -83,17 +83,15 @@ class Forward:
         if self.packed:
             backbone.set_attn_implementation(self._own_attention)
         try:
-            texts = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
-            return torch.cat([self._run_alone(backbone, token_ids) for token_ids in texts])
+            return self._run_alone(backbone, batch)
         finally:
             if self.packed:
                 backbone.set_attn_implementation(_PACKED)
 
-    def _run_alone(self, backbone: Any, token_ids: npt.NDArray[np.int64]) -> Tensor:
-        states: Tensor = backbone(
-            input_ids=torch.from_numpy(token_ids)[None].to(self._device)
-        ).last_hidden_state
-        return states[0]
+    def _run_alone(self, backbone: Any, batch: Batch) -> Tensor:
+        texts = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
+        inputs = [torch.from_numpy(token_ids)[None].to(self._device) for token_ids in texts]
+        return torch.cat([backbone(input_ids=token_ids).last_hidden_state[0] for token_ids in inputs])
 
     @torch.inference_mode()
     def _can_pack(self) -> bool:
@@ -102,8 +100,7 @@ class Forward:
         if type(backbone).__name__ not in _PACKABLE or not _is_steady(backbone):
             return False
         texts = _self_test_batch(backbone.config.vocab_size)
-        ids = np.split(texts.token_ids, np.cumsum(texts.lengths)[:-1])
-        alone = torch.cat([self._run_alone(backbone, one) for one in ids])
+        alone = self._run_alone(backbone, texts)
         backbone.set_attn_implementation(_PACKED)
         # bfloat16 keeps 8 bits; texts that see each other are off by far more.
         tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2
