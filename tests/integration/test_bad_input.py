@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.integration.commands import Outcome
 from tests.integration.conftest import (
     Dataset,
     Embed,
-    Outcome,
     embed_here,
     manifest_of,
     parts,
