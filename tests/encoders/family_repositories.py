@@ -93,8 +93,8 @@ class Layout:
     code: str | None = None
 
 
-def _bert(positions: int) -> Callable[..., PreTrainedConfig]:
-    return lambda **sizes: BertConfig(**sizes, max_position_embeddings=positions)
+def _bert(**sizes: Any) -> PreTrainedConfig:
+    return BertConfig(**sizes, max_position_embeddings=512)
 
 
 def _roberta(positions: int) -> Callable[..., PreTrainedConfig]:
@@ -164,7 +164,7 @@ _REMOTE = {"auto_map": {"AutoConfig": "configuration.Config", "AutoModel": "mode
 
 LAYOUTS: dict[str, Layout] = {
     "intfloat/e5-base-v2": Layout(
-        "wordpiece", _bert(512), "mean", modules=[legacy("mean"), NORMALIZE], length=512
+        "wordpiece", _bert, "mean", modules=[legacy("mean"), NORMALIZE], length=512
     ),
     "intfloat/multilingual-e5-base": Layout(
         "unigram", _roberta(512), "mean", modules=[legacy("mean"), NORMALIZE], length=512
@@ -210,7 +210,7 @@ LAYOUTS: dict[str, Layout] = {
         code=_BOTH_WAYS,
     ),
     "BAAI/bge-base-en-v1.5": Layout(
-        "wordpiece", _bert(512), "cls", modules=[legacy("cls"), NORMALIZE], length=512
+        "wordpiece", _bert, "cls", modules=[legacy("cls"), NORMALIZE], length=512
     ),
     "BAAI/bge-m3": Layout("unigram", _roberta(8192), "cls", modules=[legacy("cls"), NORMALIZE], length=8192),
     "hkunlp/instructor-large": Layout(
@@ -296,7 +296,7 @@ LAYOUTS: dict[str, Layout] = {
         "bytes", _modernbert, "cls", modules=[legacy("cls")], length=8192
     ),
     "sentence-transformers/all-MiniLM-L6-v2": Layout(
-        "wordpiece", _bert(512), "mean", modules=[legacy("mean"), NORMALIZE], length=256
+        "wordpiece", _bert, "mean", modules=[legacy("mean"), NORMALIZE], length=256
     ),
 }
 

@@ -76,7 +76,6 @@ def write_repository(
     settings: Mapping[str, Any] | None = None,
     transformer: Mapping[str, Any] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
-    seed: int = 0,
 ) -> Path:
     """Write a whole repository.
 
@@ -87,15 +86,14 @@ def write_repository(
         settings: config_sentence_transformers.json.
         transformer: sentence_bert_config.json; the default gives a length of 48 tokens.
         tokenizer: What differs from the architecture's tokenizer: padding_side, truncation_side, eos, ...
-        seed: Of the weights.
 
     Returns:
         The folder.
     """
     own = write_tokenizer(folder, TOKENIZERS[architecture], **(tokenizer or {}))
-    write_backbone(folder, architecture, own, seed)
+    write_backbone(folder, architecture, own)
     if modules is not None:
-        write_modules(folder, modules, seed)
+        write_modules(folder, modules)
         write_json(
             folder / "sentence_bert_config.json",
             transformer or {"max_seq_length": 48, "do_lower_case": False},
@@ -104,7 +102,7 @@ def write_repository(
     return folder
 
 
-def write_modules(folder: Path, modules: Sequence[tuple[str, Mapping[str, Any]]], seed: int = 0) -> None:
+def write_modules(folder: Path, modules: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """modules.json, and a numbered folder for each module with its configuration and random weights."""
     entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for place, (kind, config) in enumerate(modules, start=1):
@@ -115,7 +113,7 @@ def write_modules(folder: Path, modules: Sequence[tuple[str, Mapping[str, Any]]]
         (folder / path).mkdir(parents=True, exist_ok=True)
         if config:
             write_json(folder / path / "config.json", config)
-        if weights := _module_weights(kind, config, torch.Generator().manual_seed(seed + place)):
+        if weights := _module_weights(kind, config, torch.Generator().manual_seed(place)):
             save_file(weights, folder / path / "model.safetensors")
     write_json(folder / "modules.json", entries)
 
@@ -146,13 +144,11 @@ def _module_weights(
     return {}
 
 
-def write_backbone(
-    folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0
-) -> None:
+def write_backbone(folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """A backbone of that architecture, with random weights."""
     backbones: dict[str, Any] = {"qwen3-causal": Qwen3ForCausalLM, "t5": T5EncoderModel}
     kind = backbones.get(architecture, AutoModel.from_config)
-    random_model(kind, _config(architecture, tokenizer), seed).save_pretrained(folder)
+    random_model(kind, _config(architecture, tokenizer)).save_pretrained(folder)
 
 
 def random_model(kind: Callable[[Any], Any], config: Any, seed: int = 0, *, norms: bool = False) -> Any:
