@@ -153,6 +153,7 @@ def run_stages(folder: Path, tasks: Sequence[str]) -> dict[str, float]:
         num_threads=1,
         dtype="float32",
         precision="float32",
+        preflight=False,
         max_batch_tokens="auto",
         output=Location(str(output)),
         compression_level=3,

@@ -13,7 +13,7 @@
     adapters     which adapter a task has, and what of its files can be honoured
     native       repositories whose own code need not run
     space        where vectors may be compared, as one id
-    tokenizer    texts -> ragged token ids; ends: the special tokens      (CPU; overlaps with what follows)
+    tokenizer    texts -> ragged token ids (tokenized); ends: the special tokens    (CPU; overlaps with what follows)
     chunking     long texts -> pieces that fit
     late_chunking, stretches    ... or pieces that are pooled from the whole text's token states
     batching     ragged token ids -> padded batches within a token budget

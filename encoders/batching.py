@@ -1,6 +1,6 @@
 """Ragged token ids to batches within a budget of tokens, texts of like length together.
 
-A batch holds its texts end to end; encoders/forward.py pads it for models that need padding. Sorting by length keeps
+A batch holds its texts end to end, and is padded for models that need that. Sorting by length keeps
 that padding low, puts texts of equal length side by side, and keeps the matrix products large.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from encoders.stretches import Stretches
-from encoders.tokenizer import TokenizedTexts
+from encoders.tokenized import TokenizedTexts
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,22 @@ class Batch:
     def num_padding(self) -> int:
         """Tokens to fill all texts up to the longest."""
         return len(self.rows) * int(self.lengths[0]) - len(self.token_ids)
+
+    @property
+    def is_token(self) -> npt.NDArray[np.bool_]:
+        """What is a token among the padding, `[num_texts, longest]`.
+
+        Padding goes to the right: absolute positions count from the first token, as for a text alone.
+        """
+        mask: npt.NDArray[np.bool_] = np.arange(self.lengths[0]) < self.lengths[:, None]
+        return mask
+
+    def padded(self, values: npt.NDArray[np.integer], fill: int) -> npt.NDArray[np.int64]:
+        """Values of the tokens, texts end to end, to `[num_texts, longest]`."""
+        is_token = self.is_token
+        padded = np.full(is_token.shape, fill, np.int64)
+        padded[is_token] = values
+        return padded
 
 
 def token_budget_batches(texts: TokenizedTexts, max_batch_tokens: int, *, padded: bool) -> Iterator[Batch]:

@@ -59,11 +59,7 @@ def _full_dim(model: str, modules: Modules, hidden_size: int | None) -> int:
 
 
 def _check_dim(repository: Repository, family: Family, full: int) -> None:
-    """Refuse a repository of the table whose vectors have another dimension than its row says.
-
-    Raises:
-        UnsupportedModelError: Both are named.
-    """
+    """A repository of the table has the dimension that its row says."""
     if not repository.is_local and repository.name in family.repositories:
         agree(repository, family, "dimension", full, family.repositories[repository.name])
 

@@ -31,7 +31,7 @@ from encoders.loading import load_backbone
 from encoders.merging import AdaptedBackbone
 from encoders.pooling import pool
 from encoders.protocol import Protocol
-from encoders.tokenizer import TokenizedTexts
+from encoders.tokenized import TokenizedTexts
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 

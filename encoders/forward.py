@@ -83,17 +83,15 @@ class Forward:
         if self.packed:
             backbone.set_attn_implementation(self._own_attention)
         try:
-            texts = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
-            return torch.cat([self._run_alone(backbone, token_ids) for token_ids in texts])
+            return self._run_alone(backbone, batch)
         finally:
             if self.packed:
                 backbone.set_attn_implementation(_PACKED)
 
-    def _run_alone(self, backbone: Any, token_ids: npt.NDArray[np.int64]) -> Tensor:
-        states: Tensor = backbone(
-            input_ids=torch.from_numpy(token_ids)[None].to(self._device)
-        ).last_hidden_state
-        return states[0]
+    def _run_alone(self, backbone: Any, batch: Batch) -> Tensor:
+        texts = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
+        inputs = [torch.from_numpy(token_ids)[None].to(self._device) for token_ids in texts]
+        return torch.cat([backbone(input_ids=token_ids).last_hidden_state[0] for token_ids in inputs])
 
     @torch.inference_mode()
     def _can_pack(self) -> bool:
@@ -102,8 +100,7 @@ class Forward:
         if type(backbone).__name__ not in _PACKABLE or not _is_steady(backbone):
             return False
         texts = _self_test_batch(backbone.config.vocab_size)
-        ids = np.split(texts.token_ids, np.cumsum(texts.lengths)[:-1])
-        alone = torch.cat([self._run_alone(backbone, one) for one in ids])
+        alone = self._run_alone(backbone, texts)
         backbone.set_attn_implementation(_PACKED)
         # bfloat16 keeps 8 bits; texts that see each other are off by far more.
         tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2
@@ -125,14 +122,9 @@ class Forward:
         return states[0]
 
     def _run_padded(self, batch: Batch) -> Tensor:
-        """Padding goes to the right: absolute positions count from the first token, as for a text alone."""
-        mask = np.arange(batch.lengths[0]) < batch.lengths[:, None]
-        token_ids = np.full(mask.shape, self._pad_token_id, np.int64)
-        token_ids[mask] = batch.token_ids
-        is_token = torch.from_numpy(mask).to(self._device)
-        states: Tensor = self._backbone(
-            input_ids=torch.from_numpy(token_ids).to(self._device), attention_mask=is_token.long()
-        ).last_hidden_state
+        token_ids = torch.from_numpy(batch.padded(batch.token_ids, self._pad_token_id)).to(self._device)
+        is_token = torch.from_numpy(batch.is_token).to(self._device)
+        states: Tensor = self._backbone(input_ids=token_ids, attention_mask=is_token.long()).last_hidden_state
         return states[is_token]
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from encoders.batching import Batch
-from encoders.errors import ModelNotFoundError, UnsupportedModelError
+from encoders.errors import UnsupportedModelError
 from encoders.forward import Forward
-from encoders.loading import num_positions
+from encoders.loading import check_positions, load_model
 from encoders.pairs import TokenizedPairs
 from encoders.pooling import pool
 from encoders.rerank_families import YesNoFamily
@@ -31,11 +30,13 @@ def load_head(protocol: RerankProtocol, dtype: torch.dtype, device: torch.device
         ModelNotFoundError: There are no safetensors weights.
         UnsupportedModelError: They do not fill the architecture, or it is not one that is done.
     """
-    model = _load(protocol, dtype)
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification if protocol.family is None else AutoModelForCausalLM
+    repository = protocol.repository.on_this_machine(weights=True)
+    model, _ = load_model(repository.name, repository.path, dtype, auto)
     _check_fit(protocol, model)
-    if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False  # keys and values of past tokens serve generation only
-    model.eval().requires_grad_(False).to(device)
+    model.to(device)
     return Classifier(model) if protocol.family is None else Words(model, protocol.family)
 
 
@@ -71,62 +72,22 @@ class Classifier:
         self.packed = False
 
     def __call__(self, batch: Batch, pairs: TokenizedPairs) -> Tensor:
-        """float32 `[num_pairs]`; padding goes to the right, as positions count from the first token."""
-        mask = np.arange(batch.lengths[0]) < batch.lengths[:, None]
-        inputs = {"input_ids": _padded(batch.token_ids, mask, self._pad_token_id)}
+        """float32 `[num_pairs]`."""
+        inputs = {"input_ids": batch.padded(batch.token_ids, self._pad_token_id)}
         if pairs.type_ids is not None:
             offsets = pairs.texts.offsets
             types = [pairs.type_ids[offsets[row] : offsets[row + 1]] for row in batch.rows]
-            inputs["token_type_ids"] = _padded(np.concatenate(types), mask, 0)
-        inputs["attention_mask"] = mask.astype(np.int64)
+            inputs["token_type_ids"] = batch.padded(np.concatenate(types), 0)
+        inputs["attention_mask"] = batch.is_token.astype(np.int64)
         tensors = {name: torch.from_numpy(values).to(self._device) for name, values in inputs.items()}
         logits: Tensor = self._model(**tensors).logits
         return logits[:, 0].float()
 
 
-def _padded(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], fill: int) -> npt.NDArray[np.int64]:
-    padded = np.full(mask.shape, fill, np.int64)
-    padded[mask] = values
-    return padded
-
-
-def _load(protocol: RerankProtocol, dtype: torch.dtype) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    name = protocol.repository.name
-    path = protocol.repository.on_this_machine(weights=True).path
-    auto = AutoModelForSequenceClassification if protocol.family is None else AutoModelForCausalLM
-    try:
-        model, report = auto.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except OSError as error:
-        raise ModelNotFoundError(
-            f"{name}: no safetensors weights in {path}; weights in pickle files are never loaded ({error})"
-        ) from error
-    except (ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UnsupportedModelError(f"{name} cannot be loaded: {error}") from error
-    wrong = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
-    if wrong:
-        raise UnsupportedModelError(
-            f"{name}: its weights do not fill {type(model).__name__}: {len(wrong)} are missing or of another shape "
-            f"({', '.join(wrong[:3])}, ...), and random numbers would stand in for them"
-        )
-    return model
-
-
 def _check_fit(protocol: RerankProtocol, model: Any) -> None:
     """What the small files said must hold for the real model."""
     name, kind, config = protocol.repository.name, type(model).__name__, model.config
-    positions = num_positions(model)
-    if positions is not None and protocol.max_seq_length > positions:
-        raise UnsupportedModelError(
-            f"{name}: {kind} takes {positions} tokens, and max_seq_length is {protocol.max_seq_length}; "
-            f"give max_seq_length up to {positions}"
-        )
+    check_positions(name, model, protocol.max_seq_length)
     if protocol.family is not None:
         words = [word.token_id for word in (protocol.family.yes, protocol.family.no) if word is not None]
         if len(model.lm_head.weight) <= max(words):

@@ -24,7 +24,7 @@ from encoders.errors import UnsupportedModelError
 from encoders.family import Prompt
 from encoders.protocol import Protocol
 from encoders.stretches import Stretches
-from encoders.tokenizer import TokenizedTexts, WholeText
+from encoders.tokenized import TokenizedTexts, WholeText
 
 POOLING_MODES = ("mean", "mean_sqrt_len_tokens", "max", "lasttoken")
 

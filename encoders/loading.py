@@ -7,6 +7,8 @@ Weights are safetensors only. No code of the repository runs unless the configur
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,46 +34,75 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
         ModelNotFoundError: There are no safetensors weights.
         UnsupportedModelError: The architecture is unknown, or the weights do not fill it.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # one bar an actor would bury the job's own
     model = protocol.repository.name
     remote_code = protocol.options.trust_remote_code
     repository = protocol.repository.on_this_machine(weights=True, remote_code=remote_code)
     folder = repository.path / protocol.transformer_folder
     native = native_config(model, repository.json_object(protocol.transformer_folder, "config.json"))
+    backbone, unexpected = load_model(model, folder, dtype, config=native, trust_remote_code=remote_code)
+    if native is not None:
+        _check_nothing_left(model, backbone, unexpected)
+    _check_fit(protocol, backbone)
+    return backbone
+
+
+def load_model(
+    name: str,
+    folder: Path,
+    dtype: torch.dtype,
+    auto: Any = None,
+    *,
+    config: Any = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Collection[str]]:
+    """A model with all of its weights, in evaluation mode, on the CPU; and the weights that it has no use for.
+
+    Args:
+        name: Of its repository.
+        folder: With its config.json and weights.
+        dtype: To load them in.
+        auto: The class of transformers that finds the architecture; None is the one for a backbone alone.
+        config: In place of the folder's own.
+        trust_remote_code: Whether the repository's code may run.
+
+    Raises:
+        ModelNotFoundError: There are no safetensors weights.
+        UnsupportedModelError: The architecture is unknown, or the weights do not fill it.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one bar an actor would bury the job's own
+    unused = _UNUSED_PARTS if auto is None else ()
     try:
-        config = native or AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-        auto = AutoModelForTextEncoding if config.model_type in _ENCODER_HALVES else AutoModel
-        backbone, report = auto.from_pretrained(
+        config = config or AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if auto is None:
+            auto = AutoModelForTextEncoding if config.model_type in _ENCODER_HALVES else AutoModel
+        model, report = auto.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=remote_code,
+            trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
     except OSError as error:
         raise ModelNotFoundError(
-            f"{model}: no safetensors weights in {folder}; weights in pickle files are never loaded ({error})"
+            f"{name}: no safetensors weights in {folder}; weights in pickle files are never loaded ({error})"
         ) from error
     except (ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UnsupportedModelError(f"{model} cannot be loaded: {error}") from error
-    missing = [key for key in report["missing_keys"] if not key.startswith(_UNUSED_PARTS)]
-    if missing or report["mismatched_keys"]:
-        wrong = [*missing, *(str(key) for key in report["mismatched_keys"])]
+        raise UnsupportedModelError(f"{name} cannot be loaded: {error}") from error
+    missing = [key for key in report["missing_keys"] if not key.startswith(unused)]
+    wrong = sorted(str(key) for key in (*missing, *report["mismatched_keys"]))
+    if wrong:
         raise UnsupportedModelError(
-            f"{model}: its weights do not fill {type(backbone).__name__}: {len(wrong)} are missing or of another shape "
-            f"({', '.join(sorted(wrong)[:3])}, ...), and random numbers would stand in for them"
+            f"{name}: its weights do not fill {type(model).__name__}: {len(wrong)} are missing or of another shape "
+            f"({', '.join(wrong[:3])}, ...), and random numbers would stand in for them"
         )
-    if native is not None:
-        _check_nothing_left(model, backbone, report["unexpected_keys"])
-    _check_fit(protocol, backbone)
-    if hasattr(config, "use_cache"):
-        backbone.config.use_cache = False  # keys and values of past tokens serve generation only
-    return backbone.eval().requires_grad_(False)
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # keys and values of past tokens serve generation only
+    return model.eval().requires_grad_(False), report["unexpected_keys"]
 
 
 def stored_dtype(protocol: Protocol) -> torch.dtype:
@@ -86,7 +117,7 @@ def stored_dtype(protocol: Protocol) -> torch.dtype:
     return _STORED.get(floats.pop(), torch.float32) if len(floats) == 1 else torch.float32
 
 
-def _check_nothing_left(model: str, backbone: Any, unexpected: Any) -> None:
+def _check_nothing_left(model: str, backbone: Any, unexpected: Collection[str]) -> None:
     """A class that was chosen here, rather than named by the repository, must be the one that all weights are for."""
     left = sorted(key for key in unexpected if not key.startswith(_HEADS))
     if left:
@@ -102,12 +133,7 @@ def _check_fit(protocol: Protocol, backbone: Any) -> None:
     stated, real = protocol.pooling.token_dim, getattr(config, "hidden_size", None)
     if stated is not None and real is not None and stated != real:
         raise UnsupportedModelError(f"{model}: the pooling says {stated} dimensions, the backbone has {real}")
-    positions = num_positions(backbone)
-    if positions is not None and protocol.max_seq_length > positions:
-        raise UnsupportedModelError(
-            f"{model}: {kind} takes {positions} tokens, and max_seq_length is {protocol.max_seq_length}; "
-            f"give encoder.max_seq_length up to {positions}"
-        )
+    check_positions(model, backbone, protocol.max_seq_length)
     if "attention_mask" not in inspect.signature(backbone.forward).parameters:
         raise UnsupportedModelError(f"{model}: {kind} takes no attention mask, so padding would show")
     if getattr(config, "is_encoder_decoder", False) and config.model_type not in _ENCODER_HALVES:
@@ -116,7 +142,21 @@ def _check_fit(protocol: Protocol, backbone: Any) -> None:
         )
 
 
-def num_positions(backbone: Any) -> int | None:
+def check_positions(name: str, model: Any, max_seq_length: int) -> None:
+    """Refuse a length for which a loaded model has no positions.
+
+    Raises:
+        UnsupportedModelError: It has fewer.
+    """
+    positions = _num_positions(model)
+    if positions is not None and max_seq_length > positions:
+        raise UnsupportedModelError(
+            f"{name}: {type(model).__name__} takes {positions} tokens, and max_seq_length is {max_seq_length}; "
+            f"give max_seq_length up to {positions}"
+        )
+
+
+def _num_positions(backbone: Any) -> int | None:
     """Tokens that a table of learned positions has room for; None where positions are computed.
 
     RoBERTa's family counts positions from behind the padding token's id, so its tables are that much longer.

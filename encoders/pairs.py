@@ -18,7 +18,8 @@ import numpy.typing as npt
 from encoders.errors import EncoderError, TaskError, UnsupportedModelError
 from encoders.rerank_families import YesNoFamily
 from encoders.rerank_protocol import RerankProtocol
-from encoders.tokenizer import TokenizedTexts, load_tokenizer
+from encoders.tokenized import TokenizedTexts
+from encoders.tokenizer import load_tokenizer
 
 # Encodings hold offsets and strings besides the ids, about 1 KB a token: drop them as we go.
 _CHUNK_PAIRS = 1024
@@ -57,16 +58,15 @@ class PairTokenizer:
         self._backend.no_truncation()
         self._prefix, self._suffix, self._room = [], [], protocol.max_seq_length
         self._has_type_ids = protocol.family is None and "token_type_ids" in tokenizer.model_input_names
+        self._cut_from_left = tokenizer.truncation_side == "left"
         if protocol.family is None:
             self._check_room(self._backend.num_special_tokens_to_add(is_pair=True))
-            self._backend.enable_truncation(self._room, direction=tokenizer.truncation_side)
         else:
             self._check_vocabulary(protocol.family)
             self._prefix = self._ids(protocol.family.prefix)
             self._suffix = self._ids(protocol.family.suffix)
             self._room -= len(self._prefix) + len(self._suffix)
             self._check_room(len(self._ids(self._head(""))))
-            self._backend.enable_truncation(self._room)
 
     def prepare(self, pairs: Sequence[tuple[str, str]]) -> TokenizedPairs:
         """Token ids of every pair, in their order.
@@ -81,15 +81,18 @@ class PairTokenizer:
         for start in range(0, len(pairs), _CHUNK_PAIRS):
             chunk = pairs[start : start + _CHUNK_PAIRS]
             for row, encoding in enumerate(self._encode(chunk), start):
-                # `overflowing` makes a Python object per piece cut off, so it is asked of full-length pairs only.
-                truncated[row] = len(encoding.ids) >= self._room and bool(encoding.overflowing)
-                if truncated[row]:
+                ids = np.array(encoding.ids, np.int32)
+                kept = np.arange(len(ids))
+                truncated[row] = len(ids) > self._room
+                if truncated[row] and self.protocol.family is None:
+                    kept = self._kept_of_both(encoding)
+                elif truncated[row]:
                     self._check_document_is_seen(row, pairs[row][0])
-                parts.append(np.array([*self._prefix, *encoding.ids, *self._suffix], np.int32))
+                    kept = kept[: self._room]
+                parts.append(np.array([*self._prefix, *ids[kept], *self._suffix], np.int32))
                 if self._has_type_ids:
-                    type_ids.append(np.array(encoding.type_ids, np.int32))
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(ids) for ids in parts])])
-        texts = TokenizedTexts(np.concatenate(parts), offsets, np.zeros(len(pairs), np.int32), truncated)
+                    type_ids.append(np.array(encoding.type_ids, np.int32)[kept])
+        texts = TokenizedTexts.joined(parts, np.zeros(len(pairs), np.int32), truncated)
         return TokenizedPairs(texts, np.concatenate(type_ids) if self._has_type_ids else None)
 
     def _encode(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
@@ -104,6 +107,23 @@ class PairTokenizer:
             ]
             encodings = self._backend.encode_batch_fast(bodies, add_special_tokens=False)
         return list(encodings)
+
+    def _kept_of_both(self, encoding: Any) -> npt.NDArray[np.int64]:
+        """Places of the tokens that are left of a joined pair: transformers' `longest_first`.
+
+        tokenizers' own truncation keeps each piece cut off of one text with each piece of the other, so that its time
+        and memory go with the product of the two lengths (benchmarks/LOG.md).
+        """
+        halves = np.array([-1 if half is None else half for half in encoding.sequence_ids])
+        special, query, document = (np.flatnonzero(halves == half) for half in (-1, 0, 1))
+        room = self._room - len(special)
+        shorter = min(len(query), len(document), room // 2)
+        num_query = room - shorter if len(query) > len(document) else shorter
+        kept = [self._cut(query, num_query), self._cut(document, room - num_query)]
+        return np.sort(np.concatenate([special, *kept]))
+
+    def _cut(self, places: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+        return places[len(places) - length :] if self._cut_from_left else places[:length]
 
     def _head(self, query: str) -> str:
         family = self.protocol.family
@@ -145,12 +165,7 @@ class PairTokenizer:
             )
 
     def _check_document_is_seen(self, row: int, query: str) -> None:
-        if self.protocol.family is None:
-            return  # tokens go from the longer of the two
-        self._backend.no_truncation()
-        taken = len(self._ids(self._head(query)))
-        self._backend.enable_truncation(self._room)
-        if taken >= self._room:
+        if len(self._ids(self._head(query))) >= self._room:
             raise EncoderError(
                 f"pair {row}: the query of {len(query)} characters leaves no room for its document in the "
                 f"{self.protocol.max_seq_length} tokens that {self.protocol.repository.name} takes; shorten the query "

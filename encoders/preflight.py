@@ -14,7 +14,7 @@ import torch
 
 from encoders.encoder import Encoder
 from encoders.errors import EncoderError
-from encoders.tokenizer import TokenizedTexts
+from encoders.tokenized import TokenizedTexts
 
 _NUM_TEXTS = 3
 # Short enough to take no time that counts, long enough to see each other if anything lets them.

@@ -1,14 +1,12 @@
 """Texts to ragged token ids: the half of encoding that needs no accelerator.
 
-All texts of a call end up in one array of ids with offsets, so that they travel between processes without a
-Python object per token. Truncation keeps the model's special tokens, on the side that its tokenizer names; where a
+Truncation keeps the model's special tokens, on the side that its tokenizer names; where a
 model wants something behind the text too, the text is cut and never that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,84 +18,11 @@ from encoders.family import Prompt
 from encoders.native import native_config
 from encoders.protocol import Protocol
 from encoders.repository import Repository
-from encoders.stretches import Stretches
+from encoders.tokenized import TokenizedTexts, WholeText
 
 # Encodings hold offsets and strings besides the ids, about 1 KB a token: drop them as we go.
 _CHUNK_TEXTS = 1024
 _WHOLE_TEXTS = 16
-
-
-@dataclass(frozen=True)
-class TokenizedTexts:
-    """Token ids of many texts, end to end.
-
-    Attributes:
-        token_ids: int32 `[num_tokens]`.
-        offsets: int64 `[num_texts + 1]`; text i is `token_ids[offsets[i]:offsets[i + 1]]`.
-        prompt_lengths: int32 `[num_texts]`; leading tokens that pooling leaves out (attention sees them).
-        truncated: bool `[num_texts]`; whether the model does not see the whole text.
-        stretches: What gets a vector in place of each text; None where that is the text itself.
-    """
-
-    token_ids: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
-    prompt_lengths: npt.NDArray[np.int32]
-    truncated: npt.NDArray[np.bool_]
-    stretches: Stretches | None = None
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each text, `[num_texts]`."""
-        return np.diff(self.offsets)
-
-    @property
-    def pooled_lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens that belong to each vector, `[num_vectors]`."""
-        return self.lengths if self.stretches is None else self.stretches.lengths
-
-    @property
-    def pooled_truncated(self) -> npt.NDArray[np.bool_]:
-        """Whether the model does not see the whole text of each vector, `[num_vectors]`."""
-        return self.truncated if self.stretches is None else np.repeat(self.truncated, self.stretches.counts)
-
-    def take(self, rows: npt.NDArray[np.int64]) -> TokenizedTexts:
-        """The texts of some rows, in that order."""
-        ids = [self.token_ids[self.offsets[row] : self.offsets[row + 1]] for row in rows]
-        return TokenizedTexts(
-            token_ids=np.concatenate(ids) if ids else np.empty(0, np.int32),
-            offsets=_offsets(self.lengths[rows]),
-            prompt_lengths=self.prompt_lengths[rows],
-            truncated=self.truncated[rows],
-            stretches=None if self.stretches is None else self.stretches.take(rows),
-        )
-
-
-@dataclass(frozen=True)
-class WholeText:
-    """One text's tokens with its prompt, nothing cut off.
-
-    Attributes:
-        token_ids: int32 `[num_tokens]`.
-        char_starts: int64 `[num_tokens]`; first character of the text that the token stands for.
-        char_ends: int64 `[num_tokens]`; behind the last one. Equal where the token stands for none of the text.
-    """
-
-    token_ids: npt.NDArray[np.int32]
-    char_starts: npt.NDArray[np.int64]
-    char_ends: npt.NDArray[np.int64]
-
-    @property
-    def own(self) -> npt.NDArray[np.int64]:
-        """The tokens that stand for some of the text."""
-        return np.flatnonzero(self.char_ends > self.char_starts)
-
-    @property
-    def own_characters(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """What they stand for: first characters, and behind the last ones."""
-        return self.char_starts[self.own], self.char_ends[self.own]
 
 
 class Tokenizer:
@@ -176,9 +101,7 @@ class Tokenizer:
                     if prompt_lengths[row] == len(ids):
                         ids, prompt_lengths[row] = ids[:0], 0
                 parts.append(ids)
-        lengths = np.array([len(ids) for ids in parts], np.int64)
-        token_ids = np.concatenate(parts) if parts else np.empty(0, np.int32)
-        prepared = TokenizedTexts(token_ids, _offsets(lengths), prompt_lengths, truncated)
+        prepared = TokenizedTexts.joined(parts, prompt_lengths, truncated)
         self._check_ends(prepared, suffix)
         return prepared
 
@@ -328,7 +251,3 @@ def _prepend_lowercase(backend: Any) -> None:
         steps = [own[place] for place in range(len(own))]
     if not any(isinstance(step, Lowercase) for step in steps):
         backend.normalizer = NormalizerSequence([Lowercase(), *steps])
-
-
-def _offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])

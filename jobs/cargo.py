@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from encoders.stretches import Stretches
-from encoders.tokenizer import TokenizedTexts
+from encoders.tokenized import TokenizedTexts
 
 
 def pack(cells: Mapping[str, object]) -> pa.Table:

@@ -10,7 +10,8 @@ import pyarrow as pa
 from encoders.chunking import Chunker
 from encoders.family import Prompt
 from encoders.late_chunking import LateChunker
-from encoders.tokenizer import TokenizedTexts, Tokenizer
+from encoders.tokenized import TokenizedTexts
+from encoders.tokenizer import Tokenizer
 from jobs.cargo import pack, token_columns
 from jobs.errors import CorpusError
 from jobs.long_texts import chunk_rows

@@ -20,7 +20,15 @@ from transformers import (
     Qwen3Model,
 )
 
-from tests.encoders.repositories import MAX_TOKENS, MEAN, WIDTH, write_json, write_modules, write_tokenizer
+from tests.encoders.repositories import (
+    MAX_TOKENS,
+    MEAN,
+    random_model,
+    sizes_for,
+    write_json,
+    write_modules,
+    write_tokenizer,
+)
 
 V5_TASKS = ("retrieval", "text-matching", "clustering", "classification")
 V5_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -64,18 +72,13 @@ def write_jina_v5(folder: Path, size: str, tasks: tuple[str, ...] = V5_TASKS, **
         },
         "model_type": "jina_embeddings_v5",
         "task_names": list(tasks),
-        "vocab_size": len(tokenizer),
-        "hidden_size": WIDTH,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+        **sizes_for(tokenizer),
         "max_position_embeddings": MAX_TOKENS,
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "rope_scaling": None,
-        "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "transformers_version": "4.57.0",
     }
@@ -105,7 +108,7 @@ def write_jina_v5(folder: Path, size: str, tasks: tuple[str, ...] = V5_TASKS, **
             "torch_dtype": "float32",
         },
     }[size]
-    backbone = _grown(native_backbone(shared | own))
+    backbone = random_model(native_backbone, shared | own)
     backbone.to(torch.bfloat16).save_pretrained(folder)
     content = {key: value for key, value in (shared | own | config).items() if value != "absent"}
     write_json(folder / "config.json", content)
@@ -150,19 +153,8 @@ def native_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
 def write_jina_v3(folder: Path) -> Path:
     """A repository in the layout of jinaai/jina-embeddings-v3-hf: a folder for each adapter, embeddings adapted too."""
     tokenizer = write_tokenizer(folder, "unigram")
-    backbone = _grown(
-        JinaEmbeddingsV3Model(
-            JinaEmbeddingsV3Config(
-                vocab_size=len(tokenizer),
-                hidden_size=WIDTH,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                intermediate_size=64,
-                max_position_embeddings=MAX_TOKENS,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-    )
+    config = JinaEmbeddingsV3Config(**sizes_for(tokenizer), max_position_embeddings=MAX_TOKENS)
+    backbone = random_model(JinaEmbeddingsV3Model, config)
     backbone.save_pretrained(folder)
     write_modules(folder, [("Pooling", MEAN), ("Normalize", {})])
     prompts = {
@@ -182,12 +174,3 @@ def backbone_of(folder: Path) -> PreTrainedModel:
     """What transformers loads from an ordinary repository, in float32."""
     loaded: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     return loaded
-
-
-def _grown(backbone: PreTrainedModel) -> PreTrainedModel:
-    """Weights large enough that every token and every attention weight shows in the result."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in backbone.named_parameters():
-        if "norm" not in name.lower():
-            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
-    return backbone

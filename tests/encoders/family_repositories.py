@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -32,7 +32,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
-    T5Config,
     T5EncoderModel,
     XLMRobertaConfig,
 )
@@ -43,6 +42,10 @@ from tests.encoders.repositories import (
     WIDTH,
     dense,
     edit_json,
+    random_model,
+    sizes_for,
+    t5_config,
+    template,
     write_json,
     write_modules,
     write_tokenizer,
@@ -90,8 +93,8 @@ class Layout:
     code: str | None = None
 
 
-def _bert(positions: int) -> Callable[..., PreTrainedConfig]:
-    return lambda **sizes: BertConfig(**sizes, max_position_embeddings=positions)
+def _bert(**sizes: Any) -> PreTrainedConfig:
+    return BertConfig(**sizes, max_position_embeddings=512)
 
 
 def _roberta(positions: int) -> Callable[..., PreTrainedConfig]:
@@ -101,15 +104,7 @@ def _roberta(positions: int) -> Callable[..., PreTrainedConfig]:
 
 
 def _t5(**sizes: Any) -> PreTrainedConfig:
-    return T5Config(
-        vocab_size=sizes["vocab_size"],
-        d_model=WIDTH,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        pad_token_id=0,
-    )
+    return t5_config(sizes["vocab_size"])
 
 
 def _modernbert(**sizes: Any) -> PreTrainedConfig:
@@ -169,7 +164,7 @@ _REMOTE = {"auto_map": {"AutoConfig": "configuration.Config", "AutoModel": "mode
 
 LAYOUTS: dict[str, Layout] = {
     "intfloat/e5-base-v2": Layout(
-        "wordpiece", _bert(512), "mean", modules=[legacy("mean"), NORMALIZE], length=512
+        "wordpiece", _bert, "mean", modules=[legacy("mean"), NORMALIZE], length=512
     ),
     "intfloat/multilingual-e5-base": Layout(
         "unigram", _roberta(512), "mean", modules=[legacy("mean"), NORMALIZE], length=512
@@ -215,7 +210,7 @@ LAYOUTS: dict[str, Layout] = {
         code=_BOTH_WAYS,
     ),
     "BAAI/bge-base-en-v1.5": Layout(
-        "wordpiece", _bert(512), "cls", modules=[legacy("cls"), NORMALIZE], length=512
+        "wordpiece", _bert, "cls", modules=[legacy("cls"), NORMALIZE], length=512
     ),
     "BAAI/bge-m3": Layout("unigram", _roberta(8192), "cls", modules=[legacy("cls"), NORMALIZE], length=8192),
     "hkunlp/instructor-large": Layout(
@@ -301,7 +296,7 @@ LAYOUTS: dict[str, Layout] = {
         "bytes", _modernbert, "cls", modules=[legacy("cls")], length=8192
     ),
     "sentence-transformers/all-MiniLM-L6-v2": Layout(
-        "wordpiece", _bert(512), "mean", modules=[legacy("mean"), NORMALIZE], length=256
+        "wordpiece", _bert, "mean", modules=[legacy("mean"), NORMALIZE], length=256
     ),
 }
 
@@ -310,25 +305,10 @@ def write_family(folder: Path, row: str, **changed: Any) -> Path:
     """Write the repository of a row; `changed` are fields of its layout that are to differ."""
     layout = Layout(**{**LAYOUTS[row].__dict__, **changed})
     tokenizer = _write_tokenizer(folder, layout)
-    sizes = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = layout.config(**sizes)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        own: dict[str, Any] = {"t5": T5EncoderModel, "gemma3_text": Gemma3TextModel}
-        backbone = own.get(config.model_type, AutoModel.from_config)(config)
-        for name, parameter in backbone.named_parameters():
-            if "norm" in name.lower():  # not 1 and 0, which would hide a layer norm behind the backbone's own
-                torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.2)
-            else:
-                torch.nn.init.normal_(parameter, std=0.2)
-    backbone.save_pretrained(folder)
+    config = layout.config(**sizes_for(tokenizer))
+    own: dict[str, Any] = {"t5": T5EncoderModel, "gemma3_text": Gemma3TextModel}
+    kind = own.get(config.model_type, AutoModel.from_config)
+    random_model(kind, config, seed=1, norms=True).save_pretrained(folder)
     if layout.changes:
         edit_json(folder / "config.json", **layout.changes)
     if layout.code is not None:
@@ -352,11 +332,8 @@ def _write_tokenizer(folder: Path, layout: Layout) -> PreTrainedTokenizerFast:
     if layout.tokenizer == "bytes":
         tokenizer.add_tokens(list(layout.extra), special_tokens=True)
         if layout.appended:
-            tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-                single=f"$A {layout.appended}",
-                pair=None,
-                special_tokens=[(layout.appended, tokenizer.convert_tokens_to_ids(layout.appended))],
-            )
+            backend = tokenizer.backend_tokenizer
+            backend.post_processor = template(backend, f"$A {layout.appended}")
         tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -369,9 +346,7 @@ def _write_llama_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         TRAINING_TEXT,
         trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False),
     )
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair=None, special_tokens=[("<s>", 1)]
-    )
+    backend.post_processor = template(backend, "<s> $A")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",

@@ -7,13 +7,13 @@ sentence-transformers spells it, so both sentence-transformers and our code can 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
@@ -22,7 +22,6 @@ from transformers import (
     ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -77,7 +76,6 @@ def write_repository(
     settings: Mapping[str, Any] | None = None,
     transformer: Mapping[str, Any] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
-    seed: int = 0,
 ) -> Path:
     """Write a whole repository.
 
@@ -88,15 +86,14 @@ def write_repository(
         settings: config_sentence_transformers.json.
         transformer: sentence_bert_config.json; the default gives a length of 48 tokens.
         tokenizer: What differs from the architecture's tokenizer: padding_side, truncation_side, eos, ...
-        seed: Of the weights.
 
     Returns:
         The folder.
     """
     own = write_tokenizer(folder, TOKENIZERS[architecture], **(tokenizer or {}))
-    write_backbone(folder, architecture, own, seed)
+    write_backbone(folder, architecture, own)
     if modules is not None:
-        write_modules(folder, modules, seed)
+        write_modules(folder, modules)
         write_json(
             folder / "sentence_bert_config.json",
             transformer or {"max_seq_length": 48, "do_lower_case": False},
@@ -105,7 +102,7 @@ def write_repository(
     return folder
 
 
-def write_modules(folder: Path, modules: Sequence[tuple[str, Mapping[str, Any]]], seed: int = 0) -> None:
+def write_modules(folder: Path, modules: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """modules.json, and a numbered folder for each module with its configuration and random weights."""
     entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for place, (kind, config) in enumerate(modules, start=1):
@@ -116,7 +113,7 @@ def write_modules(folder: Path, modules: Sequence[tuple[str, Mapping[str, Any]]]
         (folder / path).mkdir(parents=True, exist_ok=True)
         if config:
             write_json(folder / path / "config.json", config)
-        if weights := _module_weights(kind, config, torch.Generator().manual_seed(seed + place)):
+        if weights := _module_weights(kind, config, torch.Generator().manual_seed(place)):
             save_file(weights, folder / path / "model.safetensors")
     write_json(folder / "modules.json", entries)
 
@@ -147,31 +144,54 @@ def _module_weights(
     return {}
 
 
-def write_backbone(
-    folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0
-) -> None:
-    """A backbone whose weights are large enough that every token and every attention weight shows in the result."""
-    config = _config(architecture, tokenizer)
+def write_backbone(folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A backbone of that architecture, with random weights."""
     backbones: dict[str, Any] = {"qwen3-causal": Qwen3ForCausalLM, "t5": T5EncoderModel}
+    kind = backbones.get(architecture, AutoModel.from_config)
+    random_model(kind, _config(architecture, tokenizer)).save_pretrained(folder)
+
+
+def random_model(kind: Callable[[Any], Any], config: Any, seed: int = 0, *, norms: bool = False) -> Any:
+    """A model with random weights, large enough that every token and every attention weight shows in the result.
+
+    Args:
+        kind: What makes it of its configuration.
+        config: The configuration.
+        seed: Of the weights.
+        norms: Whether those of norms are random too. 1 and 0 would hide a norm behind the backbone's own.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone: PreTrainedModel = backbones.get(architecture, AutoModel.from_config)(config)
-        for name, parameter in backbone.named_parameters():
+        model = kind(config)
+        for name, parameter in model.named_parameters():
             if "norm" not in name.lower():
                 torch.nn.init.normal_(parameter, std=0.2)
-    backbone.save_pretrained(folder)
+            elif norms:
+                torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.2)
+    return model
 
 
-def _config(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    sizes: dict[str, Any] = {
+def sizes_for(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What small backbones have in common, by the names that most configurations have for it."""
+    return {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "intermediate_size": 64,
-        "max_position_embeddings": MAX_TOKENS,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def t5_config(vocab_size: int) -> T5Config:
+    """The same of a T5, which has other names for it."""
+    return T5Config(
+        vocab_size=vocab_size, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0
+    )
+
+
+def _config(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    sizes = sizes_for(tokenizer) | {"max_position_embeddings": MAX_TOKENS}
     match architecture:
         case "bert":
             return BertConfig(**sizes)
@@ -197,15 +217,7 @@ def _config(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrained
         case "qwen3" | "qwen3-causal":
             return Qwen3Config(**sizes, num_key_value_heads=2, head_dim=8)
         case "t5":
-            return T5Config(
-                vocab_size=len(tokenizer),
-                d_model=WIDTH,
-                d_kv=8,
-                d_ff=64,
-                num_layers=2,
-                num_heads=4,
-                pad_token_id=0,
-            )
+            return t5_config(len(tokenizer))
         case _:
             raise AssertionError(architecture)
 
@@ -232,27 +244,22 @@ def write_tokenizer(
         settings: More of tokenizer_config.json, e.g. padding_side.
     """
     backend = Tokenizer.from_str(_trained(kind, lowercase))
-    ids = backend.get_vocab()
     match kind:
         case "wordpiece":
-            pattern, special = f"[CLS]:{segment} $A:{segment} [SEP]:{segment}", ("[CLS]", "[SEP]")
+            pattern = f"[CLS]:{segment} $A:{segment} [SEP]:{segment}"
             names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
         case "bytes":
-            pattern, special = ("$A <|endoftext|>", ("<|endoftext|>",)) if eos else ("$A", ())
+            pattern = "$A <|endoftext|>" if eos else "$A"
             names = {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
         case "unigram":
-            pattern, special = "<s> $A </s>", ("<s>", "</s>")
+            pattern = "<s> $A </s>"
             names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
         case _:
-            pattern, special = "$A </s>", ("</s>",)
+            pattern = "$A </s>"
             names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    template = processors.TemplateProcessing(
-        single=pattern, pair=None, special_tokens=[(token, ids[token]) for token in special]
-    )
+    around = template(backend, pattern)
     backend.post_processor = (
-        processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-        if kind == "bytes"
-        else template
+        processors.Sequence([processors.ByteLevel(trim_offsets=False), around]) if kind == "bytes" else around
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -265,6 +272,13 @@ def write_tokenizer(
     if model_max_length is None:
         edit_json(folder / "tokenizer_config.json", model_max_length=None)
     return tokenizer
+
+
+def template(backend: Tokenizer, single: str, pair: str | None = None) -> processors.TemplateProcessing:
+    """What puts special tokens around `$A`, and around `$A` and `$B`: `[CLS] $A [SEP]`."""
+    words = {word.partition(":")[0] for word in f"{single} {pair or ''}".split()}
+    special = [(word, backend.token_to_id(word)) for word in sorted(words) if not word.startswith("$")]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
 
 
 @cache
@@ -311,3 +325,10 @@ def edit_json(path: Path, **changes: Any) -> None:
     """Change some keys of a JSON object; None removes a key."""
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     write_json(path, {key: value for key, value in content.items() if value is not None})
+
+
+def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Change some of a repository's weights; None removes one."""
+    weights = load_file(folder / "model.safetensors") | changes
+    kept = {name: tensor for name, tensor in weights.items() if tensor is not None}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})

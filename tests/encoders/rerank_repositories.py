@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import (
     AddedToken,
     Regex,
@@ -36,7 +35,14 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from tests.encoders.repositories import TRAINING_TEXT, WIDTH, write_tokenizer
+from tests.encoders.repositories import (
+    TRAINING_TEXT,
+    WIDTH,
+    random_model,
+    sizes_for,
+    template,
+    write_tokenizer,
+)
 
 NO, YES_CAPITAL, YES = 2152, 9454, 9693
 ENDOFTEXT, IM_START, IM_END, THINK, END_THINK = range(9694, 9699)
@@ -46,11 +52,12 @@ _QWEN_WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Architecture -> its tokenizer's kind, and how that joins a pair. Source: the fast tokenizers of transformers.
+# Architecture -> its tokenizer's kind, and what that puts around a text and around a pair.
+# Source: the fast tokenizers of transformers.
 _JOINED = {
-    "xlm-roberta": ("unigram", "<s> $A </s> </s> $B </s>", ("<s>", "</s>")),
-    "bert": ("wordpiece", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", ("[CLS]", "[SEP]")),
-    "modernbert": ("wordpiece", "[CLS] $A [SEP] $B [SEP]", ("[CLS]", "[SEP]")),
+    "xlm-roberta": ("unigram", "<s> $A </s>", "<s> $A </s> </s> $B </s>"),
+    "bert": ("wordpiece", "[CLS] $A [SEP]", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"),
+    "modernbert": ("wordpiece", "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
 }
 CLASSIFIERS = tuple(_JOINED)
 
@@ -59,14 +66,10 @@ def write_classifier(
     folder: Path, architecture: str = "xlm-roberta", *, max_tokens: int = 64, **config: Any
 ) -> Path:
     """A cross-encoder with a sequence-classification head; `config` goes over its configuration's fields."""
-    kind, pattern, special = _JOINED[architecture]
+    kind, one, pair = _JOINED[architecture]
     single = write_tokenizer(folder, kind)
     backend = single.backend_tokenizer
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{special[0]} $A {special[1]}",
-        pair=pattern,
-        special_tokens=[(token, single.convert_tokens_to_ids(token)) for token in special],
-    )
+    backend.post_processor = template(backend, one, pair)
     types = ["token_type_ids"] if architecture == "bert" else []
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -75,28 +78,19 @@ def write_classifier(
         **single.special_tokens_map,
     )
     tokenizer.save_pretrained(folder)
-    sizes: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": max_tokens,
-        "pad_token_id": tokenizer.pad_token_id,
-        "num_labels": 1,
-    }
+    sizes = sizes_for(tokenizer) | {"max_position_embeddings": max_tokens, "num_labels": 1}
     match architecture:
         case "bert":
-            model: PreTrainedModel = _random(BertForSequenceClassification, BertConfig(**sizes | config))
+            model: PreTrainedModel = random_model(BertForSequenceClassification, BertConfig(**sizes | config))
         case "modernbert":
             ends = dict.fromkeys(("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id"), None)
-            model = _random(
+            model = random_model(
                 ModernBertForSequenceClassification,
                 ModernBertConfig(**sizes | ends | {"local_attention": 8} | config),
             )
         case _:
             sizes |= {"max_position_embeddings": max_tokens + 2, "type_vocab_size": 1}
-            model = _random(XLMRobertaForSequenceClassification, XLMRobertaConfig(**sizes | config))
+            model = random_model(XLMRobertaForSequenceClassification, XLMRobertaConfig(**sizes | config))
     model.save_pretrained(folder)
     return folder
 
@@ -124,7 +118,7 @@ def write_language_model(
         bos_token_id=ENDOFTEXT,
         eos_token_id=IM_END,
     )
-    _random(Qwen3ForCausalLM, config).save_pretrained(folder)
+    random_model(Qwen3ForCausalLM, config).save_pretrained(folder)
     return folder
 
 
@@ -151,9 +145,7 @@ def vocabulary(*, swapped: bool = False, control_tokens: bool = True, appends_en
     else:
         tokenizer.add_special_tokens(["<|endoftext|>"])
     if appends_end:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", ENDOFTEXT)]
-        )
+        tokenizer.post_processor = template(tokenizer, "$A <|endoftext|>")
     return tokenizer
 
 
@@ -175,14 +167,3 @@ def _trained_bytes() -> str:
     words = ("yes\nno\nYes",) * 50  # at a line's beginning, as in an answer, so without a space
     tokenizer.train_from_iterator([*TRAINING_TEXT, *words], trainer)
     return str(tokenizer.to_str())
-
-
-def _random(kind: Any, config: Any) -> Any:
-    """Weights large enough that every token shows in the score, and no score is quite sure."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = kind(config)
-        for name, parameter in model.named_parameters():
-            if "norm" not in name.lower():
-                torch.nn.init.normal_(parameter, std=0.2)
-    return model

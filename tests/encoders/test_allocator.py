@@ -1,4 +1,4 @@
-"""What the allocator is told shows in the page faults of a process."""
+"""What the allocator is told shows in the page faults of a process, and in the arenas of its threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-_MEASURE = """
+_COUNT_FAULTS = """
 import resource
 import sys
 from encoders.allocator import keep_freed_memory
@@ -20,13 +20,40 @@ for round in range(60):
     bytes(bytearray(b"x") * 16_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+# glibc's own account of its arenas, while a second thread holds a block from the one that it was given.
+_COUNT_ARENAS = """
+import ctypes
+import sys
+import threading
+from encoders.allocator import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+held = []
+thread = threading.Thread(target=lambda: held.append(bytearray(100_000)))
+thread.start()
+thread.join()
+stream = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+"""
+only_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="another C library's allocator is left alone"
+)
 
 
-def faults(mode: str) -> int:
-    done = subprocess.run([sys.executable, "-c", _MEASURE, mode], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def said(script: str, mode: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script, mode], capture_output=True, text=True, check=True)
+    return done.stdout
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's allocator is left alone")
+@only_glibc
 def test_freed_blocks_come_back_without_a_page_fault() -> None:
-    assert faults("keep") * 100 < faults("leave")
+    assert int(said(_COUNT_FAULTS, "keep")) * 100 < int(said(_COUNT_FAULTS, "leave"))
+
+
+@only_glibc
+def test_a_second_thread_gets_no_arena_of_its_own() -> None:
+    assert said(_COUNT_ARENAS, "leave").count("<heap ") > 1
+    assert said(_COUNT_ARENAS, "keep").count("<heap ") == 1

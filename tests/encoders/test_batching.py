@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoders.batching import token_budget_batches
-from encoders.tokenizer import TokenizedTexts
+from encoders.tokenized import TokenizedTexts
 
 
 def ragged(lengths: list[int]) -> TokenizedTexts:

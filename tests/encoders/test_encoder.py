@@ -7,6 +7,7 @@ import sysconfig
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from encoders.encoder import Encoder
 from encoders.errors import EncoderError
@@ -267,10 +269,15 @@ def test_a_vector_does_not_depend_on_its_neighbours(
 def test_threads_change_no_bit_of_a_vector(tmp_path: Path, architecture: str) -> None:
     protocol = resolve_protocol(str(write_repository(tmp_path / "model", architecture)))
     texts = Tokenizer(protocol).prepare([f"{text} {n}" * (n % 9) for n in range(40) for text in TEXTS])
-    one, three = (
-        Encoder.load(protocol, device="cpu", max_batch_tokens=100, num_threads=count) for count in (1, 3)
-    )
-    np.testing.assert_array_equal(three.encode(texts).vectors, one.encode(texts).vectors)
+    vectors, threads = {}, {}
+    for count in (1, 3):
+        encoder = Encoder.load(protocol, device="cpu", max_batch_tokens=100, num_threads=count)
+        threads[count] = set[int]()
+        with register_module_forward_pre_hook(lambda *_, used=threads[count]: used.add(get_ident())):
+            vectors[count] = encoder.encode(texts).vectors
+    assert threads[1] == {get_ident()}
+    assert 1 < len(threads[3]) <= 3
+    np.testing.assert_array_equal(vectors[3], vectors[1])
 
 
 def test_no_text_gives_no_vector(tmp_path: Path) -> None:

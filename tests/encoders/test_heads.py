@@ -7,23 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import BartConfig, BartForSequenceClassification
 
 from encoders.errors import EncoderError, ModelNotFoundError, UnsupportedModelError
 from encoders.reranker import Reranker
-from tests.encoders.repositories import edit_json, write_repository
+from tests.encoders.repositories import edit_json, edit_weights, write_repository
 from tests.encoders.rerank_repositories import write_classifier, write_language_model
 
 
 def score(folder: Path, **settings: Any) -> object:
     return Reranker.load(str(folder), device="cpu", **settings).score([("what is it?", "Paris")])
-
-
-def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
-    weights = load_file(folder / "model.safetensors") | changes
-    kept = {name: tensor for name, tensor in weights.items() if tensor is not None}
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
 def test_a_missing_head_is_an_error_and_never_a_random_one(tmp_path: Path) -> None:

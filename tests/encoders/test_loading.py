@@ -7,7 +7,7 @@ from shutil import copytree
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import BartConfig, BartModel, BertForMaskedLM, T5ForConditionalGeneration
 
 from encoders.errors import EncoderError, ModelNotFoundError, UnsupportedModelError
@@ -19,6 +19,7 @@ from tests.encoders.repositories import (
     MEAN,
     TEXTS,
     edit_json,
+    edit_weights,
     write_repository,
 )
 
@@ -30,12 +31,6 @@ def load(folder: Path, options: EncoderOptions | None = None) -> object:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_repository(tmp_path / "model")
-
-
-def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
-    weights = load_file(folder / "model.safetensors") | changes
-    kept = {name: tensor for name, tensor in weights.items() if tensor is not None}
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
 def test_a_missing_tensor_is_an_error_and_never_a_random_one(folder: Path) -> None:

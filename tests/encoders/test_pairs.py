@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -142,6 +144,35 @@ def test_a_classifier_reads_what_its_tokenizer_makes_of_a_pair(architecture: str
     if tokenized.type_ids is not None:
         assert tokenized.type_ids.tolist() == types
         assert set(types) == {0, 1}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_two_long_texts_are_cut_as_transformers_cuts_them(
+    classifier: Path, side: str, tmp_path: Path
+) -> None:
+    folder = copytree(classifier, tmp_path / "model")
+    theirs = AutoTokenizer.from_pretrained(folder, truncation_side=side)
+    theirs.save_pretrained(folder)
+    numbers = [0, 1, 2, 6, 7, 8, 9, 15, 16, 17, 40]
+    pairs = [("a " * query, "b " * document) for query in numbers for document in numbers]
+    for room in (20, 21):
+        theirs.model_max_length = room
+        ours = tokenizer(folder, max_seq_length=room).prepare(pairs)
+        expected = theirs(pairs, truncation="longest_first")["input_ids"]
+        assert [ids_of(ours, row) for row in range(len(pairs))] == expected
+
+
+def test_two_long_texts_take_the_time_of_each_and_not_of_their_product(classifier: Path) -> None:
+    own = tokenizer(classifier)
+    long = "what is the capital? " * 1500
+
+    def seconds(query: str, document: str) -> float:
+        started = process_time()
+        own.prepare([(query, document)])
+        return process_time() - started
+
+    seconds(long, long)
+    assert seconds(long, long) < 5 * (seconds(long, "Paris") + seconds("Paris", long))
 
 
 def test_xlm_roberta_joins_a_pair_with_two_separators(classifier: Path) -> None:

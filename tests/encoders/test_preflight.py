@@ -14,7 +14,8 @@ from encoders.encoder import Dtype, Encoder
 from encoders.errors import EncoderError
 from encoders.preflight import preflight
 from encoders.protocol import resolve_protocol
-from encoders.tokenizer import TokenizedTexts, Tokenizer
+from encoders.tokenized import TokenizedTexts
+from encoders.tokenizer import Tokenizer
 from tests.encoders.repositories import TEXTS, write_repository
 
 

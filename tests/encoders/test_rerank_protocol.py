@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -206,14 +204,3 @@ def test_modules_say_no_more_than_is_done(classifier: Path, language_model: Path
         UnsupportedModelError, match=r"takes the logits of the tokens \(9693, 2152\), and the fam"
     ):
         resolve_reranker(str(language_model), family="zerank")
-
-
-def test_a_protocol_is_read_without_torch_and_transformers(classifier: Path) -> None:
-    script = (
-        "import sys; from encoders.rerank_protocol import resolve_reranker; print(resolve_reranker(sys.argv[1])); "
-        "assert not {'torch', 'transformers', 'tokenizers', 'numpy'} & set(sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(classifier)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr

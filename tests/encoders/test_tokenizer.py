@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from encoders.errors import ModelNotFoundError, TaskError, UnsupportedModelError
 from encoders.protocol import EncoderOptions, resolve_protocol
-from encoders.tokenizer import TokenizedTexts, Tokenizer
+from encoders.tokenized import TokenizedTexts
+from encoders.tokenizer import Tokenizer
 from tests.encoders.repositories import (
     ARCHITECTURES,
     MEAN,

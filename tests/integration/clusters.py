@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from tests.integration.commands import REPOSITORY, Finished, Room, room
+from tests.integration.commands import REPOSITORY, Outcome, Room, finish, room, start
 
 RAY = str(Path(sysconfig.get_path("scripts")) / "ray")
 NUM_NODES = 2
@@ -50,21 +50,12 @@ class Cluster:
     environment: Mapping[str, str]
     room: Room
 
-    def ray(self, *arguments: str, timeout: float = 280) -> Finished:
+    def ray(self, *arguments: str, timeout: float = 280) -> Outcome:
         """Run Ray's own command line; it has ended when this returns."""
-        started = time.monotonic()
-        done = subprocess.run(
-            [RAY, *arguments],
-            cwd=self.room.elsewhere[2],
-            env={**self.environment, "RAY_ADDRESS": self.address},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+        environment = {**self.environment, "RAY_ADDRESS": self.address}
+        return finish(start([RAY, *arguments], self.room.elsewhere[2], environment), timeout)
 
-    def submit(self, submission_id: str, command: list[str], *options: str) -> Finished:
+    def submit(self, submission_id: str, command: list[str], *options: str) -> Outcome:
         """`ray job submit` with the project's code; waits for the job's end unless the options say otherwise."""
         upload = ["--submission-id", submission_id, "--working-dir", str(self.working_dir)]
         return self.ray("job", "submit", *upload, *options, "--", *command)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,12 @@ WORD = "quagmireful"
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A command that has ended."""
+class Outcome:
+    """What a command left behind in its streams.
+
+    Attributes:
+        seconds: That it was waited for.
+    """
 
     exit_code: int
     stdout: str
@@ -40,6 +44,7 @@ class Finished:
 
     @property
     def summary(self) -> dict[str, Any]:
+        """The one JSON object, of a run that succeeded."""
         assert self.exit_code == 0, self.stderr
         summary: dict[str, Any] = json.loads(self.stdout)
         return summary
@@ -87,20 +92,28 @@ def room() -> Iterator[Room]:
         shutil.rmtree(path)
 
 
-def embed(where: Room, environment: Mapping[str, str], *arguments: str, timeout: float = 240) -> Finished:
+def embed(where: Room, environment: Mapping[str, str], *arguments: str, timeout: float = 240) -> Outcome:
     """Run the job on a Ray of its own, with one encoder."""
-    started = time.monotonic()
     command = [*job(), "--max-actors", "1", *arguments]
-    done = subprocess.run(
-        command,
-        cwd=where.elsewhere[2],
-        env=where.environment(environment),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+    return finish(start(command, where.elsewhere[2], where.environment(environment)), timeout)
+
+
+def start(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A command in a process of its own."""
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> Outcome:
+    """Wait for a command's end; one that takes longer is killed."""
+    started = time.monotonic()
+    with process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    return Outcome(process.returncode, stdout, stderr, time.monotonic() - started)
 
 
 def job() -> list[str]:

@@ -27,8 +27,8 @@ import pytest
 
 from jobs.embed import main
 from tests.encoders.repositories import TEXTS, write_repository
+from tests.integration.commands import REPOSITORY, Outcome, finish, start
 
-REPOSITORY = Path(__file__).parents[2]
 LOCAL = ("--ray-address", "local", "--num-cpus", "2")
 ROWS_PER_SHARD = 40
 FRAGMENT_ROWS = 20
@@ -44,23 +44,6 @@ SHARDS = (
 KEPT = ("title", "tags", "meta", "when")
 VIEWS = ("retrieval/query", "retrieval/document")
 PROMPTS = {"query": "query: ", "document": "passage: "}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left behind in its streams."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-    seconds: float
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The one JSON object, of a run that succeeded."""
-        assert self.exit_code == 0, self.stderr
-        summary: dict[str, Any] = json.loads(self.stdout)
-        return summary
 
 
 Embed = Callable[..., Outcome]
@@ -88,24 +71,7 @@ def embed_here(*arguments: str) -> Outcome:
 def start_embed(*arguments: str) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.embed", *LOCAL, *arguments],
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish_embed(process: subprocess.Popen[str], timeout: float = 240) -> Outcome:
-    """Wait for a command's end."""
-    started = time.monotonic()
-    try:
-        stdout, stderr = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return Outcome(process.returncode, stdout, stderr, time.monotonic() - started)
+    return start([sys.executable, "-m", "jobs.embed", *LOCAL, *arguments], REPOSITORY, environment)
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +141,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Dataset:
     folder = tmp_path_factory.mktemp("dataset")
     corpus, out = write_corpus(folder / "corpus"), folder / "out"
     arguments = arguments_for(model, corpus, out, num_encoders=2)
-    outcome = finish_embed(start_embed(*arguments))
+    outcome = finish(start_embed(*arguments))
     assert outcome.exit_code == 0, outcome.stderr
     return Dataset(corpus, out, arguments, outcome)
 

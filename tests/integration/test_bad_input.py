@@ -13,13 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from safetensors.torch import load_file, save_file
 
-from tests.encoders.repositories import write_repository
+from tests.encoders.repositories import edit_weights, write_repository
+from tests.integration.commands import Outcome
 from tests.integration.conftest import (
     Dataset,
     Embed,
-    Outcome,
     embed_here,
     manifest_of,
     parts,
@@ -199,9 +198,7 @@ def test_a_model_that_is_not_there(case: Case) -> None:
 def test_a_model_whose_weights_only_an_encoder_finds_wanting(case: Case, tmp_path: Path) -> None:
     case.write("a.parquet", GOOD)
     model = write_repository(tmp_path / "holes")
-    weights = load_file(model / "model.safetensors")
-    del weights["encoder.layer.0.attention.self.query.weight"]
-    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    edit_weights(model, **{"encoder.layer.0.attention.self.query.weight": None})
     outcome = case.run("--model", str(model))
     assert outcome.exit_code == 2, outcome.stderr
     assert "its weights do not fill BertModel: 1 are missing" in outcome.stderr

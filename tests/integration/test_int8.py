@@ -16,11 +16,11 @@ import pytest
 from encoders.quantization import Ranges
 from jobs.records import RangesRecord, read_manifest
 from jobs.storage import Location, open_store
+from tests.integration.commands import Outcome
 from tests.integration.conftest import (
     FRAGMENT_ROWS,
     ROWS_PER_SHARD,
     Embed,
-    Outcome,
     parts,
     read_view,
     snapshot,

@@ -17,7 +17,7 @@ from s3fs import S3FileSystem
 
 from tests.integration.commands import (
     WORD,
-    Finished,
+    Outcome,
     Room,
     embed,
     read_dataset,
@@ -105,7 +105,7 @@ class Run:
         corpus_files: Files that were seen with content of the corpus in a place that is not for it.
     """
 
-    finished: Finished
+    finished: Outcome
     room: Room
     listing: dict[str, tuple[str, str]]
     vectors: pa.Table
@@ -291,7 +291,7 @@ def test_a_glob_and_a_folder_on_s3_name_the_shards_that_they_should(bucket: Buck
     assert not bucket.listing("other")
 
 
-def refused(finished: Finished, bucket: Bucket, *words: str) -> None:
+def refused(finished: Outcome, bucket: Bucket, *words: str) -> None:
     """A failure says in one line what failed and on which URI; quickly, and without a secret."""
     assert finished.exit_code in (1, 2)
     assert finished.seconds < 20

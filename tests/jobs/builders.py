@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from encoders.protocol import Protocol
 from encoders.space import Space
 from encoders.tasks import Role, View
-from encoders.tokenizer import TokenizedTexts
+from encoders.tokenized import TokenizedTexts
 from jobs.corpus import Corpus, list_corpus
 from jobs.footers import Columns, read_footers
 from jobs.fragments import Fragment
@@ -20,7 +22,7 @@ from jobs.holdings import Holdings, take_stock
 from jobs.plan import Layout, Plan, lay_out, make_plan, unknown_shards
 from jobs.records import LongTextRecord, Manifest
 from jobs.rows import Reading
-from jobs.run_spec import ViewSpec
+from jobs.run_spec import RunSpec, ViewSpec
 from jobs.storage import Location, Store, open_store
 
 COLUMNS = Columns("id", ("text",), ())
@@ -74,6 +76,34 @@ def only_fragment(
     (shard,) = corpus_of(folder).shards
     ((cut,),) = layout.cuts.values()
     return open_store(Location(str(folder))), cut.of(shard, reading.record().digest), reading
+
+
+def run_spec(
+    corpus: Path,
+    out: Path,
+    reading: Reading,
+    protocol: Protocol,
+    views: tuple[ViewSpec, ...],
+    **changes: Any,
+) -> RunSpec:
+    """What the workers of a run are told; `changes` are fields that are to differ."""
+    run = RunSpec(
+        corpus=Location(str(corpus)),
+        reading=reading,
+        skip_bad_shards=False,
+        protocol=protocol,
+        views=views,
+        device="cpu",
+        num_threads=2,
+        dtype="float32",
+        precision="float32",
+        preflight=True,
+        max_batch_tokens="auto",
+        output=Location(str(out)),
+        compression_level=3,
+        row_group_rows=100,
+    )
+    return replace(run, **changes)
 
 
 def stock_of(folder: Path) -> Holdings:

@@ -27,10 +27,9 @@ from jobs.read import Reader
 from jobs.records import LongTextRecord, Receipt
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec, Work
-from jobs.storage import Location
 from jobs.write import Writer
 from tests.encoders.repositories import write_repository
-from tests.jobs.builders import layout_of, only_fragment, write_shard
+from tests.jobs.builders import layout_of, only_fragment, run_spec, write_shard
 
 QUERY, DOCUMENT = View("retrieval", Role.QUERY), View("retrieval", Role.DOCUMENT)
 LONG = "How do batteries store energy, and why do they lose it over the years? Größe 🙂 " * 6
@@ -88,22 +87,7 @@ class Bench:
         )
         columns = Columns("id", ("text",), ("title",))
         _, fragment, reading = only_fragment(self.corpus, columns, long_text=long_text)
-        spec = RunSpec(
-            corpus=Location(str(self.corpus)),
-            reading=reading,
-            skip_bad_shards=False,
-            protocol=protocol,
-            views=specs,
-            device="cpu",
-            num_threads=2,
-            dtype="float32",
-            precision="float32",
-            preflight=True,
-            max_batch_tokens=100,
-            output=Location(str(self.out)),
-            compression_level=3,
-            row_group_rows=100,
-        )
+        spec = run_spec(self.corpus, self.out, reading, protocol, specs, max_batch_tokens=100)
         paths = {
             str(one.view): fragment.part_path(one.view, one.space)
             for one in specs

@@ -33,7 +33,7 @@ from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Location, Store, open_store
 from tests.encoders.repositories import write_repository
-from tests.jobs.builders import COLUMNS, DOCUMENT, QUERY, corpus_of, layout_of, plan_of, write_shard
+from tests.jobs.builders import COLUMNS, DOCUMENT, QUERY, corpus_of, layout_of, plan_of, run_spec, write_shard
 
 NUM_ROWS = 60
 RANGES_OF_4 = Ranges((-1.0, -2.0, 0.0, 0.25), (1.0, 2.0, 0.5, 0.75))
@@ -103,22 +103,7 @@ def run_of(corpus: Path, model: Path, views: Sequence[View] = VIEWS) -> tuple[Ru
     specs = tuple(
         ViewSpec(view, protocol.prompt(view), protocol.space(view.task, "int8"), {}) for view in views
     )
-    run = RunSpec(
-        corpus=Location(str(corpus)),
-        reading=reading,
-        skip_bad_shards=False,
-        protocol=protocol,
-        views=specs,
-        device="cpu",
-        num_threads=2,
-        preflight=True,
-        dtype="float32",
-        precision="float32",
-        max_batch_tokens="auto",
-        output=Location(str(corpus.with_name("out"))),
-        compression_level=3,
-        row_group_rows=100,
-    )
+    run = run_spec(corpus, corpus.with_name("out"), reading, protocol, specs)
     return run, fragments_of(corpus_of(corpus), layout, reading)
 
 

@@ -24,10 +24,9 @@ from jobs.footers import Columns
 from jobs.read import Reader
 from jobs.records import RECEIPTS, Receipt
 from jobs.run_spec import RunSpec, ViewSpec, Work
-from jobs.storage import Location
 from jobs.write import Writer
 from tests.encoders.repositories import write_repository
-from tests.jobs.builders import COLUMNS, only_fragment, write_shard
+from tests.jobs.builders import COLUMNS, only_fragment, run_spec, write_shard
 
 QUERY, DOCUMENT = View("retrieval", Role.QUERY), View("retrieval", Role.DOCUMENT)
 CLUSTERING = View("clustering", Role.DOCUMENT)
@@ -67,21 +66,14 @@ class Bench:
             )
             for view in self.views
         )
-        spec = RunSpec(
-            corpus=Location(str(self.corpus)),
-            reading=reading,
+        spec = run_spec(
+            self.corpus,
+            self.out,
+            reading,
+            protocol,
+            specs,
             skip_bad_shards=self.skip,
-            protocol=protocol,
-            views=specs,
-            device="cpu",
-            num_threads=2,
-            preflight=True,
-            dtype="float32",
             precision=self.precision,
-            max_batch_tokens="auto",
-            output=Location(str(self.out)),
-            compression_level=3,
-            row_group_rows=100,
         )
         return spec, Work(fragment, {str(one.view): fragment.part_path(one.view, one.space) for one in specs})
 
