@@ -237,11 +237,20 @@ def read_manifest(store: Store) -> Manifest | None:
     Raises:
         OutputError: There is a file of that name, and it is no manifest of ours.
     """
+    return find_manifest(store)[0]
+
+
+def find_manifest(store: Store) -> tuple[Manifest | None, str | None]:
+    """The same, and the version of its file, which a commit must still find.
+
+    Raises:
+        OutputError: There is a file of that name, and it is no manifest of ours.
+    """
     try:
-        content = store.read(MANIFEST)
+        content, version = store.read_version(MANIFEST)
     except FileNotFoundError:
-        return None
-    return _parse(Manifest, content, f"{store.location.uri}/{MANIFEST}")
+        return None, None
+    return _parse(Manifest, content, f"{store.location.uri}/{MANIFEST}"), version
 
 
 def parse_receipt(content: bytes, name: str) -> Receipt:

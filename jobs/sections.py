@@ -28,6 +28,7 @@ from jobs.footers import Columns
 from jobs.storage import Location
 
 OnBadShard = Literal["fail", "skip"]
+OnChangedShard = Literal["fail", "replan"]
 RoleName = Literal["query", "document"]
 PromptUse = Literal["auto", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -92,6 +93,11 @@ class InputConfig(_Section):
         default="fail",
         description="What to do about a shard that is no readable Parquet file: fail the run, or skip the shard and "
         "record it.",
+    )
+    on_changed_shard: OnChangedShard = Field(
+        default="fail",
+        description="What to do about a shard that is replaced or removed while the run reads: fail the run, "
+        "or list the corpus anew and go on with what is embedded, a few times at most.",
     )
     endpoint_url: Endpoint | None = Field(
         default=None,
