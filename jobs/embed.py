@@ -23,7 +23,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,7 +50,8 @@ from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_sh
 from jobs.progress import ProgressLine, Tally
 from jobs.protocols import resolve, show_protocol
 from jobs.ranges import CALIBRATION_ROWS, calibrated, held_ranges, keep, ranges_from, sample_of, with_ranges
-from jobs.records import LongTextRecord, Manifest, RangesRecord, ReadingRecord, ViewRecord
+from jobs.records import LongTextRecord, Manifest, RangesRecord, ReadingRecord, Receipt, ViewRecord
+from jobs.rejects import RejectLimit
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec
 from jobs.storage import Location, Store, open_store
@@ -154,10 +155,14 @@ def _make(job: _Job, lease: Lease, console: Console, started: float) -> dict[str
     ray_seconds += seconds
     plan = _plan(job, layout, reading)
     tally = Tally()
+    limit = _reject_limit(job, plan)
     if plan.work:
         _check_chunks(job, reading)
         ray_seconds += _connect(job.config)
-        _embed(job, plan, reading, tally, lease, console)
+        with contextlib.closing(_embed(job, plan, reading, tally, console)) as receipts:
+            for receipt in receipts:
+                lease.check()
+                limit.add(receipt)
     manifest, changed = _commit(job, plan, tally, reading.record(), lease)
     times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
     uri = job.store.location.uri
@@ -321,7 +326,21 @@ def _connect(config: JobConfig) -> float:
     return time.monotonic() - started
 
 
-def _embed(job: _Job, plan: Plan, reading: Reading, tally: Tally, lease: Lease, console: Console) -> None:
+def _reject_limit(job: _Job, plan: Plan) -> RejectLimit:
+    """What the rejects of this run count against; those of the fragments that are there count already."""
+    output = job.config.output
+    limit = RejectLimit(
+        plan.num_rows, output.max_rejected_rows, output.max_rejected_fraction, job.store.location.uri
+    )
+    for receipt in plan.existing:
+        limit.add(receipt)
+    return limit
+
+
+def _embed(
+    job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Console
+) -> Generator[Receipt, None, None]:
+    """Embed what is missing; yields the receipt of each fragment as it is done."""
     from jobs.pipeline import embed_fragments
 
     spec = _run_spec(job, reading)
@@ -331,9 +350,9 @@ def _embed(job: _Job, plan: Plan, reading: Reading, tally: Tally, lease: Lease, 
         contextlib.closing(embed_fragments(spec, plan.work, job.config.compute)) as finished,
     ):
         for spent in finished:
-            lease.check()
             tally.add(spent)
             line.update(tally)
+            yield tally.receipts[-1]
 
 
 def _run_spec(job: _Job, reading: Reading) -> RunSpec:

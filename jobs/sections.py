@@ -373,6 +373,17 @@ class OutputConfig(_Section):
         "ranges stay until it is overwritten. null: 1,000, whose ranges hold all but 2 in 1,000 of the corpus's "
         "values.",
     )
+    max_rejected_rows: NonNegativeInt | None = Field(
+        default=None,
+        description="Rows without a vector that are allowed, whatever the reason; a run with more is stopped, and "
+        "nothing is published. null: any number.",
+    )
+    max_rejected_fraction: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="The same as a part of the corpus's rows; 1 allows all.",
+    )
     overwrite: bool = Field(
         default=False,
         description="Replace a dataset that was made from another corpus, or with other views or spaces.",
