@@ -133,7 +133,7 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         layout, reading = _lay_out(job, _read_footers(job)[0])
         plan = _plan(job, layout, reading)
         return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
-    with held_lease(job.store) as lease:
+    with held_lease(job.store, lambda text: console.print(text, markup=False, highlight=False)) as lease:
         for replans_left in reversed(range(_MOST_REPLANS + 1)):
             try:
                 return _make(_take_stock(job), lease, console, started)

@@ -19,7 +19,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -179,36 +179,46 @@ class Lease:
 
 
 @contextmanager
-def held_lease(store: Store, patience: Patience | None = None) -> Iterator[Lease]:
+def held_lease(store: Store, say: Callable[[str], None], patience: Patience | None = None) -> Iterator[Lease]:
     """Have an output from here to the end of the block.
+
+    Args:
+        store: The output.
+        say: Told why it takes time, where it does.
+        patience: None: as the constants say.
 
     Raises:
         OutputBusyError: Another run has it.
         StorageError: The store failed.
     """
-    lease = _taken(store, patience or Patience())
+    lease = _taken(store, say, patience or Patience())
     try:
         yield lease
     finally:
         lease.release()
 
 
-def _taken(store: Store, patience: Patience) -> Lease:
+def _taken(store: Store, say: Callable[[str], None], patience: Patience) -> Lease:
     holder = Holder.this_process()
     content = holder.model_dump_json().encode()
     found, expected = _find(store)
     if found is not None and not found.is_known_dead:
-        _refuse_if_alive(store, found, expected, patience)
+        _refuse_if_alive(store, found, expected, say, patience)
     if (version := store.swap(LOCK, content, expected)) is None:
         other, _ = _find(store)
         raise _busy(store, other, patience)
     return Lease(store, holder, version, patience)
 
 
-def _refuse_if_alive(store: Store, found: Holder, version: str | None, patience: Patience) -> None:
+def _refuse_if_alive(
+    store: Store, found: Holder, version: str | None, say: Callable[[str], None], patience: Patience
+) -> None:
     """Look at its clock, and where that says that it is dead, watch whether it is."""
     if abs(time.time() - found.seen) <= patience.expiry:
         raise _busy(store, found, patience)
+    say(
+        f"The output was left by another run ({found}); watching for {2 * patience.renew:g} s whether it is dead"
+    )
     until = time.monotonic() + 2 * patience.renew
     while time.monotonic() < until:
         time.sleep(min(1.0, patience.renew / 4))

@@ -3,6 +3,7 @@
     OUT/_receipts/<digest>.json     a fragment is complete in some views; gone once a manifest holds its content
     OUT/_rejects/.../<digest>.parquet
     OUT/_ranges/<digest>.json       of int8 vectors, before the first of them is written; gone like receipts
+    OUT/_lock.json                  who has the output, while a run is under way (jobs/lease.py)
     OUT/_manifest.json              the live parts; writing it is the commit
     OUT/_config.json                the configuration and package versions of the run that committed
 

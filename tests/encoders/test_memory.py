@@ -1,4 +1,4 @@
-"""A batch that does not fit the memory goes through in pieces; a text that does not fit is named; all else is the same."""
+"""What does not fit the memory goes through in pieces, or is named; every other vector is the same."""
 
 from __future__ import annotations
 

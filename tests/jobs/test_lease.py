@@ -25,7 +25,7 @@ HOLD = """
 import sys, time
 from jobs.lease import held_lease
 from jobs.storage import Location, open_store
-with held_lease(open_store(Location(sys.argv[1]))):
+with held_lease(open_store(Location(sys.argv[1])), print):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -66,20 +66,20 @@ def holding_process(store: Store) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_an_output_is_held_until_the_end_of_the_block_and_leaves_no_lock(store: Store) -> None:
-    with held_lease(store):
+    with held_lease(store, print):
         assert store.exists(LOCK)
-        with pytest.raises(OutputBusyError), held_lease(store):
+        with pytest.raises(OutputBusyError), held_lease(store, print):
             pass
         assert store.exists(LOCK)
     assert not store.exists(LOCK)
-    with pytest.raises(KeyError), held_lease(store):
+    with pytest.raises(KeyError), held_lease(store, print):
         raise KeyError
     assert not store.exists(LOCK)
 
 
 def test_a_live_process_keeps_its_output_and_is_named(store: Store) -> None:
     with holding_process(store) as process:
-        with pytest.raises(OutputBusyError) as caught, held_lease(store):
+        with pytest.raises(OutputBusyError) as caught, held_lease(store, print):
             pass
         holder = Holder.model_validate_json(store.read(LOCK))
         assert holder.pid == process.pid
@@ -97,7 +97,7 @@ def test_the_lock_of_a_killed_process_of_this_machine_is_taken_over_at_once(stor
         process.wait()
         dead = run_of(store)
         started = time.monotonic()
-        with held_lease(store):
+        with held_lease(store, print):
             assert run_of(store) != dead
         assert time.monotonic() - started < 5
     assert not store.exists(LOCK)
@@ -108,7 +108,7 @@ def test_a_killed_process_that_nobody_has_waited_for_is_dead_too(store: Store) -
         process.send_signal(signal.SIGKILL)
         while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
             time.sleep(0.01)
-        with held_lease(store) as lease:
+        with held_lease(store, print) as lease:
             lease.confirm()
 
 
@@ -116,20 +116,22 @@ def test_a_pid_that_is_used_again_is_not_the_holder(store: Store) -> None:
     here = Holder.this_process()
     assert here.born is not None
     put(store, here.model_copy(update={"born": here.born - 1}))
-    with held_lease(store) as lease:
+    with held_lease(store, print) as lease:
         lease.confirm()
 
 
 def test_the_same_pid_on_another_machine_says_nothing(store: Store) -> None:
     put(store, elsewhere(time.time()).model_copy(update={"pid": 2**22 + 1}))
-    with pytest.raises(OutputBusyError, match="elsewhere"), held_lease(store, QUICK):
+    with pytest.raises(OutputBusyError, match="elsewhere"), held_lease(store, print, QUICK):
         pass
 
 
 def test_a_silent_run_of_another_machine_is_taken_over_after_a_watch(store: Store) -> None:
     put(store, elsewhere(time.time() - 10))
     started = time.monotonic()
-    with held_lease(store, QUICK) as lease:
+    said: list[str] = []
+    with held_lease(store, said.append, QUICK) as lease:
+        assert ["elsewhere" in text for text in said] == [True]
         assert time.monotonic() - started >= 2 * QUICK.renew
         lease.confirm()
 
@@ -137,7 +139,7 @@ def test_a_silent_run_of_another_machine_is_taken_over_after_a_watch(store: Stor
 @pytest.mark.parametrize("skew", [-86_400.0, 86_400.0])
 def test_a_live_run_whose_clock_is_a_day_off_keeps_its_output(store: Store, skew: float) -> None:
     # It gives its signs by its own clock; what counts is that they come.
-    with held_lease(store, QUICK) as lease:
+    with held_lease(store, print, QUICK) as lease:
         lease._holder = lease._holder.model_copy(update={"machine": "another"})
         real = time.time
         with pytest.MonkeyPatch.context() as patch:
@@ -146,14 +148,14 @@ def test_a_live_run_whose_clock_is_a_day_off_keeps_its_output(store: Store, skew
             mine = lease._holder.run
             patch.setattr("jobs.lease.time.time", real)
             # from here on the holder's thread writes true times; put its skewed sign back as a reader would find it
-            with pytest.raises(OutputBusyError), held_lease(store, QUICK):
+            with pytest.raises(OutputBusyError), held_lease(store, print, QUICK):
                 pass
         assert run_of(store) == mine
         lease.confirm()
 
 
 def test_a_lease_is_renewed_while_the_run_lives(store: Store) -> None:
-    with held_lease(store, QUICK):
+    with held_lease(store, print, QUICK):
         first = Holder.model_validate_json(store.read(LOCK))
         time.sleep(1.0)
         later = Holder.model_validate_json(store.read(LOCK))
@@ -162,7 +164,7 @@ def test_a_lease_is_renewed_while_the_run_lives(store: Store) -> None:
 
 
 def test_who_lost_the_output_is_told_and_leaves_the_lock_to_the_winner(store: Store) -> None:
-    with held_lease(store, SILENT) as lease:
+    with held_lease(store, print, SILENT) as lease:
         lease.check()
         put(store, elsewhere(time.time()))
         winner = run_of(store)
@@ -174,7 +176,7 @@ def test_who_lost_the_output_is_told_and_leaves_the_lock_to_the_winner(store: St
 
 
 def test_the_renewing_thread_tells_the_run_that_it_lost_the_output(store: Store) -> None:
-    with held_lease(store, QUICK) as lease:
+    with held_lease(store, print, QUICK) as lease:
         put(store, elsewhere(time.time()))
         deadline = time.monotonic() + 10
         while lease._version is not None and time.monotonic() < deadline:
@@ -184,7 +186,7 @@ def test_the_renewing_thread_tells_the_run_that_it_lost_the_output(store: Store)
 
 
 def test_a_sign_whose_answer_was_lost_does_not_cost_the_output(store: Store) -> None:
-    with held_lease(store, SILENT) as lease:
+    with held_lease(store, print, SILENT) as lease:
         put(store, Holder.model_validate_json(store.read(LOCK)).model_copy(update={"seen": 0.0}))
         lease.confirm()
         lease.check()
@@ -194,7 +196,7 @@ def test_a_lock_that_is_none_of_ours_is_not_overwritten(store: Store) -> None:
     store.replace(LOCK, b"mine")
     with (
         pytest.raises(OutputBusyError, match=r"_lock\.json is no lock that this version can read"),
-        held_lease(store),
+        held_lease(store, print),
     ):
         pass
     assert store.read(LOCK) == b"mine"
