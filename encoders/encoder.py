@@ -209,10 +209,8 @@ class Encoder:
                 raise
         # Only here: until the handler's end the error holds the states of the layer that failed.
         free_memory(self.device)
-        if divisible:
-            self._most_tokens = (
-                self.max_batch_tokens // 2
-            )  # as large ones would only fail one after the other
+        if divisible:  # others as large would only fail one after the other
+            self._most_tokens = self.max_batch_tokens // 2
         return None
 
     def _num_padding(self, batch: Batch) -> int:

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from jobs.errors import OutputBusyError, StorageError
 from jobs.store import Store
@@ -56,7 +56,7 @@ class Holder(BaseModel):
 
     run: str
     host: str
-    pid: int
+    pid: PositiveInt
     machine: str | None
     born: int | None
     since: float
@@ -79,7 +79,7 @@ class Holder(BaseModel):
     @property
     def is_known_dead(self) -> bool:
         """Whether it was a process of this machine, and is gone."""
-        return self.machine is not None and self.machine == _machine() and _born(self.pid) != self.born
+        return self.machine is not None and self.machine == _machine() and _is_gone(self.pid, self.born)
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds")
@@ -96,13 +96,26 @@ def _machine() -> str | None:
 
 
 def _born(pid: int) -> int | None:
-    """Start time of a process; None if there is none, or only what its parent has not looked after yet."""
+    """Start time of a process; None if nothing says so, 0 if it is dead and its parent has not noticed yet."""
     try:
         # The name in brackets may hold anything; behind it stand the state and then numbers.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def _is_gone(pid: int, born: int | None) -> bool:
+    now = _born(pid)
+    if now is not None:
+        return now != born
+    try:
+        os.kill(pid, 0)  # sends nothing; /proc may hide what is another user's
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @dataclass(frozen=True)
