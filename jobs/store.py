@@ -201,8 +201,8 @@ class Store(ABC):
         """Replace a file in one step if it is still the `expected` version, or None if there is still no such file.
 
         Returns:
-            Its new version; None if it is another file by now, which was not touched. (A try whose answer was lost
-            finds its own content when it is repeated, and counts as made.)
+            Its new version; None if it is another file by now, which was not touched. A try whose answer was lost
+            finds its own content when it is repeated, and counts as made; so contents should say who wrote them.
         """
         with reported("write", self._uri(checked(path))):
             return self._swap(path, data, expected)

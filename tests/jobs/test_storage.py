@@ -111,17 +111,18 @@ def test_of_racing_swaps_exactly_one_wins_and_its_content_stays(store: Store) ->
 
 
 def test_swaps_that_count_up_lose_no_step(store: Store) -> None:
-    store.replace("count", b"0")
+    store.replace("count", b"0 by nobody")
 
-    def count(_: int) -> None:
+    def count(writer: int) -> None:
         while True:
             content, version = store.read_version("count")
-            if store.swap("count", b"%d" % (int(content) + 1), version) is not None:
+            counted = int(content.split()[0]) + 1
+            if store.swap("count", b"%d by %d" % (counted, writer), version) is not None:
                 return
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(count, range(20)))
-    assert store.read("count") == b"20"
+    assert store.read("count").startswith(b"20 by ")
 
 
 def test_a_listing_is_recursive_sorted_and_says_size_version_and_time(store: Store) -> None:
