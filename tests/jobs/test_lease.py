@@ -23,9 +23,11 @@ SILENT = Patience(renew=3600.0, expiry=1.0)
 
 HOLD = """
 import sys, time
-from jobs.lease import held_lease
+real, skew = time.time, float(sys.argv[2])
+time.time = lambda: real() + skew
+from jobs.lease import Patience, held_lease
 from jobs.storage import Location, open_store
-with held_lease(open_store(Location(sys.argv[1])), print):
+with held_lease(open_store(Location(sys.argv[1])), print, Patience(renew=0.05)):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -53,8 +55,9 @@ def run_of(store: Store) -> str:
 
 
 @contextmanager
-def holding_process(store: Store) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", HOLD, store.location.uri]
+def holding_process(store: Store, skew: float = 0.0) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the output, its clock so many seconds off."""
+    command = [sys.executable, "-c", HOLD, store.location.uri, str(skew)]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -139,19 +142,14 @@ def test_a_silent_run_of_another_machine_is_taken_over_after_a_watch(store: Stor
 @pytest.mark.parametrize("skew", [-86_400.0, 86_400.0])
 def test_a_live_run_whose_clock_is_a_day_off_keeps_its_output(store: Store, skew: float) -> None:
     # It gives its signs by its own clock; what counts is that they come.
-    with held_lease(store, print, QUICK) as lease:
-        lease._holder = lease._holder.model_copy(update={"machine": "another"})
-        real = time.time
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("jobs.lease.time.time", lambda: real() + skew)
-            lease.confirm()
-            mine = lease._holder.run
-            patch.setattr("jobs.lease.time.time", real)
-            # from here on the holder's thread writes true times; put its skewed sign back as a reader would find it
-            with pytest.raises(OutputBusyError), held_lease(store, print, QUICK):
-                pass
-        assert run_of(store) == mine
-        lease.confirm()
+    with holding_process(store, skew) as process:
+        said: list[str] = []
+        with (
+            pytest.raises(OutputBusyError, match=f"process {process.pid}"),
+            held_lease(store, said.append, QUICK),
+        ):
+            pass
+        assert len(said) == 1
 
 
 def test_a_lease_is_renewed_while_the_run_lives(store: Store) -> None:
