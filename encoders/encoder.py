@@ -162,7 +162,7 @@ class Encoder:
             )
         vectors = np.full((len(texts.pooled_lengths), self.protocol.dim), np.nan, dtype=np.float32)
         num_padding = 0
-        left, alone = np.arange(len(texts)), False
+        left, alone = np.arange(len(texts), dtype=np.int64), False
         while len(left):
             places = left if texts.stretches is None else texts.stretches.places(left)
             missed = []
@@ -195,8 +195,8 @@ class Encoder:
         self._most_tokens = self.max_batch_tokens
         tokens = 1 if alone else self.max_batch_tokens
         batches = list(token_budget_batches(texts, tokens, padded=not self._forward.packed))
-        run = map if alone or self._threads is None else self._threads.map
-        return zip(batches, run(self._try_batch, batches), strict=True)
+        threads = None if alone else self._threads
+        return zip(batches, (threads.map if threads else map)(self._try_batch, batches), strict=True)
 
     def _try_batch(self, batch: Batch) -> npt.NDArray[np.float32] | None:
         divisible = len(batch.rows) > 1
