@@ -10,13 +10,16 @@ rounding: no text sees another or padding, and every reduction is within a text.
 On the CPU every core takes batches of its own: threads of one process, each computing with one. That is 1.9 times as
 fast on two cores as on one, and the cores share one copy of the weights, one import, and the last batches of a call.
 Which thread ran a batch changes no bit of it.
+
+A batch that does not fit the memory halves the token budget, for good, and its texts go through in smaller batches. A
+text that does not fit even alone is tried once more when nothing else is under way, and then given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -28,6 +31,7 @@ from encoders.errors import EncoderError
 from encoders.finishing import Finisher
 from encoders.forward import Forward
 from encoders.loading import load_backbone
+from encoders.memory import free_memory, is_out_of_memory
 from encoders.merging import AdaptedBackbone
 from encoders.pooling import pool
 from encoders.protocol import Protocol
@@ -46,10 +50,12 @@ class Encoded:
     Attributes:
         vectors: float32 `[num_texts, dim]`; `[num_stretches, dim]` of texts that have stretches.
         num_padding: Padding tokens that were computed besides the texts' own; none where texts are packed.
+        lost: int64 `[num_lost]`; texts that did not fit the memory even alone, whose vectors are not a number.
     """
 
     vectors: npt.NDArray[np.float32]
     num_padding: int
+    lost: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Encoder:
@@ -67,6 +73,8 @@ class Encoder:
         self.device = device
         self.dtype: torch.dtype = adapted.module.dtype
         self.max_batch_tokens = max_batch_tokens
+        self.budget_halved = False
+        self._most_tokens = max_batch_tokens  # that are still worth a try in this round
         self._adapted = adapted
         self._forward = Forward(adapted.module)
         self._finish = Finisher(protocol, device)
@@ -130,6 +138,20 @@ class Encoder:
         """Vectors of texts, or of their stretches, of at least one token each, in their order, by the adapter in use.
 
         Raises:
+            EncoderError: There are several adapters, and none was chosen yet; or a text does not fit the memory.
+        """
+        encoded = self.encode_what_fits(texts)
+        if len(encoded.lost):
+            raise EncoderError(
+                f"{len(encoded.lost)} of {len(texts)} texts do not fit the memory of {self.device} even alone, the "
+                f"longest of {texts.lengths[encoded.lost].max()} tokens; lower max_seq_length, or use more memory"
+            )
+        return encoded
+
+    def encode_what_fits(self, texts: TokenizedTexts) -> Encoded:
+        """The same, but texts that do not fit the memory are named in the result.
+
+        Raises:
             EncoderError: There are several adapters, and none was chosen yet.
         """
         assert (texts.lengths > 0).all()
@@ -138,13 +160,26 @@ class Encoder:
             raise EncoderError(
                 f"{self.protocol.repository.name} has several adapters, and none is chosen; call use_adapter"
             )
-        vectors = np.empty((len(texts.pooled_lengths), self.protocol.dim), dtype=np.float32)
+        vectors = np.full((len(texts.pooled_lengths), self.protocol.dim), np.nan, dtype=np.float32)
         num_padding = 0
-        batches = list(token_budget_batches(texts, self.max_batch_tokens, padded=not self._forward.packed))
-        for batch, result in zip(batches, self._encode_batches(batches), strict=True):
-            vectors[batch.vector_rows] = result
-            num_padding += 0 if self._forward.packed else batch.num_padding
-        return Encoded(vectors, num_padding)
+        left, alone = np.arange(len(texts), dtype=np.int64), False
+        while len(left):
+            places = left if texts.stretches is None else texts.stretches.places(left)
+            missed = []
+            some = texts if len(left) == len(texts) else texts.take(left)
+            for batch, result in self._encode_round(some, alone=alone):
+                if result is None:
+                    missed.append(batch.rows)
+                else:
+                    vectors[places[batch.vector_rows]] = result
+                    num_padding += self._num_padding(batch)
+            left = left[np.sort(np.concatenate(missed))] if missed else left[:0]
+            if alone:
+                break
+            alone = all(len(rows) == 1 for rows in missed)
+            if not alone:
+                self.max_batch_tokens, self.budget_halved = max(1, self.max_batch_tokens // 2), True
+        return Encoded(vectors, num_padding, left)
 
     def reference(self, texts: TokenizedTexts) -> npt.NDArray[np.float32]:
         """Vectors of the same texts by the plain path: each alone, transformers' own attention, float32; slow."""
@@ -153,9 +188,33 @@ class Encoder:
             vectors[batch.vector_rows] = self._finish_batch(self._forward.plain(batch), batch)
         return vectors
 
-    def _encode_batches(self, batches: Iterable[Batch]) -> Iterable[npt.NDArray[np.float32]]:
-        """Results in order, as they come."""
-        return (self._threads.map if self._threads else map)(self._encode_batch, batches)
+    def _encode_round(
+        self, texts: TokenizedTexts, *, alone: bool
+    ) -> Iterator[tuple[Batch, npt.NDArray[np.float32] | None]]:
+        """Batches and their vectors in order, as they come; None for a batch that did not fit the memory."""
+        self._most_tokens = self.max_batch_tokens
+        tokens = 1 if alone else self.max_batch_tokens
+        batches = list(token_budget_batches(texts, tokens, padded=not self._forward.packed))
+        threads = None if alone else self._threads
+        return zip(batches, (threads.map if threads else map)(self._try_batch, batches), strict=True)
+
+    def _try_batch(self, batch: Batch) -> npt.NDArray[np.float32] | None:
+        divisible = len(batch.rows) > 1
+        if divisible and len(batch.token_ids) + self._num_padding(batch) > self._most_tokens:
+            return None
+        try:
+            return self._encode_batch(batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here: until the handler's end the error holds the states of the layer that failed.
+        free_memory(self.device)
+        if divisible:  # others as large would only fail one after the other
+            self._most_tokens = self.max_batch_tokens // 2
+        return None
+
+    def _num_padding(self, batch: Batch) -> int:
+        return 0 if self._forward.packed else batch.num_padding
 
     @torch.inference_mode()
     def _encode_batch(self, batch: Batch) -> npt.NDArray[np.float32]:

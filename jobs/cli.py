@@ -54,7 +54,8 @@ EXIT_CODES = (
     ("0", "The dataset is complete and published (with --dry-run: the plan stands)."),
     (
         "1",
-        "The run failed, and the dataset is what it was before. The same command goes on where it stopped.",
+        "The run failed, or another one has the output; the dataset is what it was before. The same command goes on "
+        "where it stopped.",
     ),
     ("2", "The command cannot work as written; nothing was started."),
 )

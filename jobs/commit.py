@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from jobs.errors import AccountingError
+from jobs.errors import AccountingError, OutputBusyError
 from jobs.holdings import data_files
 from jobs.plan import Plan
 from jobs.records import (
@@ -75,11 +75,20 @@ def _check_accounts(plan: Plan, receipts: Sequence[Receipt]) -> None:
         )
 
 
-def publish(store: Store, manifest: Manifest, configuration: Mapping[str, object]) -> None:
+def publish(
+    store: Store, manifest: Manifest, configuration: Mapping[str, object], *, replacing: str | None
+) -> None:
     """Replace the manifest, after a look that the files it names are there.
+
+    Args:
+        store: The output.
+        manifest: Of the dataset as it should be.
+        configuration: Goes beside it.
+        replacing: Version of the manifest that this run took stock of; None: there was none.
 
     Raises:
         AccountingError: A file is missing or of another size.
+        OutputBusyError: There is another manifest by now.
     """
     files = data_files(store)
     for receipt in manifest.receipts:
@@ -89,8 +98,13 @@ def publish(store: Store, manifest: Manifest, configuration: Mapping[str, object
                     f"{store.location.uri}/{file.path} should have {file.num_bytes} bytes, not {files.get(file.path)};"
                     " nothing is published. Is another run using it? Run the same command again"
                 )
+    if store.swap(MANIFEST, manifest.model_dump_json().encode(), replacing) is None:
+        raise OutputBusyError(
+            f"another run published into {store.location.uri} while this one was at work; its dataset stands, and "
+            "nothing of this run is published; the same command takes stock again and embeds what is missing then"
+        )
+    # Only now: whoever loses the swap leaves the winner's configuration alone.
     store.replace(CONFIG, json.dumps(configuration, indent=2).encode())
-    store.replace(MANIFEST, manifest.model_dump_json().encode())
 
 
 def sweep(store: Store, manifest: Manifest) -> None:

@@ -4,7 +4,8 @@
 
 It makes a Parquet dataset of embeddings equal to what a corpus and an encoder say it should be:
 
-    read the configuration, resolve the encoder's protocol, take stock of the output     (wrong: exit code 2)
+    read the configuration, resolve the encoder's protocol                               (wrong: exit code 2)
+    have the output to itself, take stock of it   (another run has it: exit code 1; another dataset: 2)
     plan      list shards, cut them into fragments, subtract the parts that exist already
               (int8 only, and only once: calibrate its ranges, for they are part of what names a part)
     embed     what is missing, on Ray                                                    (failed: exit code 1)
@@ -22,8 +23,8 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
@@ -40,15 +41,17 @@ from jobs.cli import PROGRAM, parse
 from jobs.commit import build_manifest, publish, sweep
 from jobs.config import EncoderConfig, JobConfig, dump_config
 from jobs.corpus import Corpus, list_corpus, refuse_overlap
-from jobs.errors import ConfigurationError, CorpusError, OutputError
+from jobs.errors import ConfigurationError, CorpusError, FileChangedError, OutputError
 from jobs.footers import BadShard, Footer, read_footers
 from jobs.holdings import Holdings, refuse_other_dataset, take_stock
+from jobs.lease import Lease, held_lease
 from jobs.parts import refuse_clashes
 from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_shards
 from jobs.progress import ProgressLine, Tally
 from jobs.protocols import resolve, show_protocol
 from jobs.ranges import CALIBRATION_ROWS, calibrated, held_ranges, keep, ranges_from, sample_of, with_ranges
-from jobs.records import LongTextRecord, Manifest, RangesRecord, ReadingRecord, ViewRecord
+from jobs.records import LongTextRecord, Manifest, RangesRecord, ReadingRecord, Receipt, ViewRecord
+from jobs.rejects import RejectLimit
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec
 from jobs.storage import Location, Store, open_store
@@ -56,6 +59,8 @@ from jobs.summary import Times, show_plan, show_run
 
 # Up to here a thread pool reads footers faster than Ray starts; beyond, they are tasks on the cluster.
 _FOOTERS_ON_DRIVER = 512
+# A corpus that changes faster than it is listed is not one that a run can be about.
+_MOST_REPLANS = 3
 _PACKAGES = ("ray", "torch", "transformers", "peft", "tokenizers", "pyarrow", "numpy", "s3fs", "safetensors")
 
 
@@ -93,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is known before anything is read or started."""
+    """What is known before anything is read or started; holdings and ranges once stock is taken."""
 
     config: JobConfig
     protocol: Protocol
@@ -101,8 +106,8 @@ class _Job:
     records: Mapping[str, ViewRecord]
     corpus: Corpus
     store: Store
-    holdings: Holdings
-    ranges: Mapping[str, RangesRecord]
+    holdings: Holdings = field(default_factory=lambda: Holdings(None, (), {}))
+    ranges: Mapping[str, RangesRecord] = field(default_factory=dict)
 
     @property
     def raw_views(self) -> tuple[str, ...]:
@@ -117,27 +122,48 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
     Raises:
         ConfigurationError: The configuration cannot work.
         OutputError: The output holds something that must not be mixed or replaced.
+        OutputBusyError: Another run has the output.
         CorpusError: The input is not what was promised.
         JobError: The run failed; nothing is published.
     """
     started = time.monotonic()
     job = _set_up(config)
+    if dry_run:
+        job = _take_stock(job)
+        layout, reading = _lay_out(job, _read_footers(job)[0])
+        plan = _plan(job, layout, reading)
+        return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
+    with held_lease(job.store, lambda text: console.print(text, markup=False, highlight=False)) as lease:
+        for replans_left in reversed(range(_MOST_REPLANS + 1)):
+            try:
+                return _make(_take_stock(job), lease, console, started)
+            except FileChangedError as error:
+                if config.input.on_changed_shard == "fail" or not replans_left:
+                    raise
+                console.print(f"{error}\nListing the corpus anew", markup=False, highlight=False)
+                job = replace(job, corpus=list_corpus(config.input.location()))
+    raise AssertionError("unreachable")
+
+
+def _make(job: _Job, lease: Lease, console: Console, started: float) -> dict[str, Any]:
+    """Make the output of a job whose corpus is listed and whose stock is taken; returns the summary."""
     ray_seconds = 0.0
     footers, seconds = _read_footers(job)
     ray_seconds += seconds
     layout, reading = _lay_out(job, footers)
-    if not dry_run:
-        job, seconds = _calibrate(job, layout, reading, console)
-        ray_seconds += seconds
+    job, seconds = _calibrate(job, layout, reading, console)
+    ray_seconds += seconds
     plan = _plan(job, layout, reading)
-    if dry_run:
-        return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
     tally = Tally()
+    limit = _reject_limit(job, plan)
     if plan.work:
         _check_chunks(job, reading)
-        ray_seconds += _connect(config)
-        _embed(job, plan, reading, tally, console)
-    manifest, changed = _commit(job, plan, tally, reading.record())
+        ray_seconds += _connect(job.config)
+        with contextlib.closing(_embed(job, plan, reading, tally, console)) as receipts:
+            for receipt in receipts:
+                lease.check()
+                limit.add(receipt)
+    manifest, changed = _commit(job, plan, tally, reading.record(), lease)
     times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
     uri = job.store.location.uri
     return show_run(console, plan, tally, manifest, times, uri, changed=changed, raw_views=job.raw_views)
@@ -186,18 +212,23 @@ def _set_up(config: JobConfig) -> _Job:
     chunks = encoder.long_text in ("chunk", "late_chunk")
     refuse_clashes(corpus.partition_keys, config.input.columns(), chunks=chunks)
     refuse_overlap(corpus, source, target)
-    store = open_store(target)
-    holdings = take_stock(store)
+    return _Job(config, protocol, tuple(views), records, corpus, open_store(target))
+
+
+def _take_stock(job: _Job) -> _Job:
+    """The job, knowing what the output holds and that this run may go on with it."""
+    config, holdings = job.config, take_stock(job.store)
     held = None if config.output.overwrite else holdings.manifest
     ranges: Mapping[str, RangesRecord] = {}
-    if encoder.ranges_from is not None:
-        ranges = ranges_from(Location(encoder.ranges_from, target.endpoint_url), views)
+    if config.encoder.ranges_from is not None:
+        place = Location(config.encoder.ranges_from, job.store.location.endpoint_url)
+        ranges = ranges_from(place, job.views)
     elif held is not None:
-        ranges = held_ranges(held, views)
-    specs, records = with_ranges(views, records, ranges)
+        ranges = held_ranges(held, job.views)
+    specs, records = with_ranges(job.views, job.records, ranges)
     if held is not None:
-        refuse_other_dataset(held, _folder(source.uri), records)
-    return _Job(config, protocol, specs, records, corpus, store, holdings, ranges)
+        refuse_other_dataset(held, _folder(config.input.location().uri), records)
+    return replace(job, views=specs, records=records, holdings=holdings, ranges=ranges)
 
 
 def _folder(uri: str) -> str:
@@ -295,15 +326,33 @@ def _connect(config: JobConfig) -> float:
     return time.monotonic() - started
 
 
-def _embed(job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Console) -> None:
+def _reject_limit(job: _Job, plan: Plan) -> RejectLimit:
+    """What the rejects of this run count against; those of the fragments that are there count already."""
+    output = job.config.output
+    limit = RejectLimit(
+        plan.num_rows, output.max_rejected_rows, output.max_rejected_fraction, job.store.location.uri
+    )
+    for receipt in plan.existing:
+        limit.add(receipt)
+    return limit
+
+
+def _embed(
+    job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Console
+) -> Generator[Receipt, None, None]:
+    """Embed what is missing; yields the receipt of each fragment as it is done."""
     from jobs.pipeline import embed_fragments
 
     spec = _run_spec(job, reading)
     num_rows = sum(work.fragment.num_rows for work in plan.work)
-    with ProgressLine(console, len(plan.work), num_rows) as line:
-        for spent in embed_fragments(spec, plan.work, job.config.compute):
+    with (
+        ProgressLine(console, len(plan.work), num_rows) as line,
+        contextlib.closing(embed_fragments(spec, plan.work, job.config.compute)) as finished,
+    ):
+        for spent in finished:
             tally.add(spent)
             line.update(tally)
+            yield tally.receipts[-1]
 
 
 def _run_spec(job: _Job, reading: Reading) -> RunSpec:
@@ -329,7 +378,9 @@ def _run_spec(job: _Job, reading: Reading) -> RunSpec:
     )
 
 
-def _commit(job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord) -> tuple[Manifest, bool]:
+def _commit(
+    job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord, lease: Lease
+) -> tuple[Manifest, bool]:
     """The dataset's manifest, and whether it had to be written."""
     held = job.holdings.manifest
     manifest = build_manifest(
@@ -343,14 +394,18 @@ def _commit(job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord) -> tupl
     )
     if held is not None and manifest.digest == held.digest:
         if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep
+            lease.confirm()
             sweep(job.store, held)
         return held, False
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    lease.confirm()
     publish(
         job.store,
         manifest,
         {"configuration": dump_config(job.config), "python": platform.python_version(), "packages": versions},
+        replacing=job.holdings.version,
     )
+    lease.confirm()
     sweep(job.store, manifest)
     return manifest, True
 

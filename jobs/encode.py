@@ -11,13 +11,17 @@ import platform
 import time
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from encoders.allocator import keep_freed_memory
 from encoders.encoder import Encoder
 from encoders.finishing import cast
 from encoders.preflight import preflight
+from encoders.tokenizer import TokenizedTexts
 from jobs.cargo import pack, tokens_of, unpack_table, vector_columns
+from jobs.losses import without_lost
 from jobs.run_spec import Encoding, RunSpec, Work
 
 
@@ -46,6 +50,7 @@ class EncodeFragment:
         work = Work.from_json(row["work"][0].as_py())
         vectors: dict[str, pa.Array] = {}
         num_tokens = num_padding = 0
+        lost = []
         prompts, encodings = self._run.prompts(work), self._run.encodings(work)
         ragged = [tokens_of(tokens, key) for key, _ in enumerate(prompts)]
         prove = self._run.preflight and self._preflight_cosine is None and len(ragged[0]) > 0
@@ -55,29 +60,40 @@ class EncodeFragment:
             if prove:
                 cosine = preflight(self._encoder, texts)
                 self._preflight_cosine = min(cosine, self._preflight_cosine or 1.0)
-            encoded = self._encoder.encode(texts)
+            encoded = self._encoder.encode_what_fits(texts)
+            lost.append(_vectors_of(texts, encoded.lost))
             key = encodings.index(encoding)
             vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.encoded_precision))
             num_tokens += len(texts.token_ids)
             num_padding += encoded.num_padding
-        cells = pack(
-            {
-                "vectors": pa.table(vectors),
-                "encode_seconds": time.perf_counter() - started,
-                "num_encoded_tokens": num_tokens,
-                "num_padding": num_padding,
-                "preflight_cosine": 1.0 if self._preflight_cosine is None else self._preflight_cosine,
-                "num_prompts": len(prompts),
-                "num_encodings": len(encodings),
-                "actor": self._name,
-            }
+        cells: dict[str, object] = {
+            "vectors": pa.table(vectors),
+            "encode_seconds": time.perf_counter() - started,
+            "num_encoded_tokens": num_tokens,
+            "num_padding": num_padding,
+            "halved_budget": self._encoder.max_batch_tokens if self._encoder.budget_halved else 0,
+            "preflight_cosine": 1.0 if self._preflight_cosine is None else self._preflight_cosine,
+            "num_prompts": len(prompts),
+            "num_encodings": len(encodings),
+            "actor": self._name,
+        }
+        places = np.concatenate([np.empty(0, np.int64), *lost])
+        if len(places):
+            cells |= without_lost(row, pa.table(vectors), places, work.fragment.shard.path)
+        packed = pack(cells)
+        kept = row.drop_columns(
+            [name for name in row.column_names if name in ("tokens", "row_numbers", *cells)]
         )
-        kept = row.drop_columns(["tokens"])
         return pa.Table.from_arrays(
-            [*kept.columns, *cells.columns], names=[*kept.column_names, *cells.column_names]
+            [*kept.columns, *packed.columns], names=[*kept.column_names, *packed.column_names]
         )
 
     def _by_adapter(self, encodings: Sequence[Encoding]) -> list[Encoding]:
         """Those of the adapter in use, then those of each other one."""
         adapters = [self._encoder.adapter, *(encoding.adapter for encoding in encodings)]
         return sorted(encodings, key=lambda encoding: adapters.index(encoding.adapter))
+
+
+def _vectors_of(texts: TokenizedTexts, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which vectors are those of some texts."""
+    return rows if texts.stretches is None else texts.stretches.places(rows)

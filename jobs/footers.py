@@ -80,19 +80,12 @@ def read_footer(store: Store, shard: Shard, wanted: Columns) -> Footer | BadShar
 
     Raises:
         CorpusError: A wanted column is missing, stands twice, or has a type that is not allowed.
-        StorageError: The shard could not be read, or has changed since it was listed.
+        StorageError: The shard could not be read.
+        FileChangedError: It has changed or gone since it was listed.
     """
     if shard.size_bytes == 0:
         return BadShard(shard.path, "the file is empty (0 bytes, or a link to nothing)")
-    try:
-        file = store.open(shard.path, shard.version)
-    except FileNotFoundError as error:
-        raise CorpusError(
-            f"shard {shard.path!r} is gone since it was listed; let the corpus rest while a job reads it,"
-            " and run"
-            " the same command again"
-        ) from error
-    with file:
+    with store.open(shard.path, shard.version) as file:
         try:
             # the default of this option differs between releases; True also tells UUID and JSON columns apart
             parquet = pq.ParquetFile(file, arrow_extensions_enabled=True)

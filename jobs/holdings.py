@@ -20,9 +20,9 @@ from jobs.records import (
     RangesRecord,
     Receipt,
     ViewRecord,
+    find_manifest,
     parse_ranges,
     parse_receipt,
-    read_manifest,
 )
 from jobs.storage import Store
 
@@ -41,12 +41,14 @@ class Holdings:
         receipts: Of the manifest, and of attempts that it does not know.
         files: Size of every part and rejects file, by path.
         ranges: Calibrated by attempts that the manifest does not know.
+        version: Of the manifest's file; None where there is none.
     """
 
     manifest: Manifest | None
     receipts: tuple[Receipt, ...]
     files: Mapping[str, int]
     ranges: tuple[RangesRecord, ...] = ()
+    version: str | None = None
 
     @property
     def is_tidy(self) -> bool:
@@ -67,10 +69,11 @@ class Holdings:
 
 def take_stock(store: Store) -> Holdings:
     """Read the manifest and the loose receipts, and list the files of an output."""
-    manifest = read_manifest(store)
+    manifest, version = find_manifest(store)
     loose = _read_all(store, RECEIPTS, parse_receipt)
     committed = manifest.receipts if manifest else ()
-    return Holdings(manifest, (*committed, *loose), data_files(store), _read_all(store, RANGES, parse_ranges))
+    ranges = _read_all(store, RANGES, parse_ranges)
+    return Holdings(manifest, (*committed, *loose), data_files(store), ranges, version)
 
 
 def _read_all(store: Store, folder: str, parse: Callable[[bytes, str], R]) -> tuple[R, ...]:

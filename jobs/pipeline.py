@@ -15,7 +15,7 @@ import logging
 import os
 import pickle
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -133,7 +133,9 @@ def read_footers_on_cluster(
     return [footer for piece in ray.get(pending) for footer in piece]
 
 
-def embed_fragments(run: RunSpec, work: Sequence[Work], compute: ComputeConfig) -> Iterator[dict[str, Any]]:
+def embed_fragments(
+    run: RunSpec, work: Sequence[Work], compute: ComputeConfig
+) -> Generator[dict[str, Any], None, None]:
     """Run the fragments through the three stages; yields what the writer says of each, as they finish.
 
     Raises:
@@ -157,7 +159,7 @@ def calibrate_fragments(
 
 def _stream(
     run: RunSpec, work: Sequence[Work], compute: ComputeConfig, last: type
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     _configure(compute.no_progress_timeout_seconds)
     shipped = pickle.dumps(run)
     dataset = ray.data.from_items(

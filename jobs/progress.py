@@ -33,6 +33,7 @@ class Tally:
         truncated: Vectors whose text the model did not see whole.
         rejected: Rows without a vector, by reason.
         seconds: Time spent by stage, summed over workers.
+        halved_budget: Tokens of a batch, where memory was too little for more; 0 where it was enough.
         preflight_cosine: The worst that an encoder saw of itself; 1.0 if none looked.
         actors: Encoders that did some of it.
         receipts: Of the finished fragments.
@@ -45,6 +46,7 @@ class Tally:
     truncated: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
+    halved_budget: int = 0
     preflight_cosine: float = 1.0
     actors: set[str] = field(default_factory=set)
     receipts: list[Receipt] = field(default_factory=list)
@@ -59,6 +61,8 @@ class Tally:
         self.rejected.update(receipt.rejected)
         self.tokens += spent["num_encoded_tokens"]
         self.padding += spent["num_padding"]
+        if spent["halved_budget"]:
+            self.halved_budget = min(spent["halved_budget"], self.halved_budget or spent["halved_budget"])
         self.preflight_cosine = min(self.preflight_cosine, spent["preflight_cosine"])
         self.actors.add(spent["actor"])
         for stage in ("read", "tokenize", "encode", "write"):

@@ -62,6 +62,7 @@ class Reader:
             {
                 "work": work.to_json(),
                 "rows": rows.carried.append_column("text_hash", text_hashes(rows.texts)),
+                "row_numbers": pa.table({"row": pa.array(rows.row_numbers, pa.int64())}),
                 "rejects": rows.rejects,
                 "tokens": pa.table(tokens),
                 "read_seconds": read - started,

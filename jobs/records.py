@@ -3,6 +3,7 @@
     OUT/_receipts/<digest>.json     a fragment is complete in some views; gone once a manifest holds its content
     OUT/_rejects/.../<digest>.parquet
     OUT/_ranges/<digest>.json       of int8 vectors, before the first of them is written; gone like receipts
+    OUT/_lock.json                  who has the output, while a run is under way (jobs/lease.py)
     OUT/_manifest.json              the live parts; writing it is the commit
     OUT/_config.json                the configuration and package versions of the run that committed
 
@@ -237,11 +238,20 @@ def read_manifest(store: Store) -> Manifest | None:
     Raises:
         OutputError: There is a file of that name, and it is no manifest of ours.
     """
+    return find_manifest(store)[0]
+
+
+def find_manifest(store: Store) -> tuple[Manifest | None, str | None]:
+    """The same, and the version of its file, which a commit must still find.
+
+    Raises:
+        OutputError: There is a file of that name, and it is no manifest of ours.
+    """
     try:
-        content = store.read(MANIFEST)
+        content, version = store.read_version(MANIFEST)
     except FileNotFoundError:
-        return None
-    return _parse(Manifest, content, f"{store.location.uri}/{MANIFEST}")
+        return None, None
+    return _parse(Manifest, content, f"{store.location.uri}/{MANIFEST}"), version
 
 
 def parse_receipt(content: bytes, name: str) -> Receipt:

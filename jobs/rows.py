@@ -119,7 +119,8 @@ def read_rows(store: Store, fragment: Fragment, reading: Reading) -> Rows:
     """Read one fragment.
 
     Raises:
-        CorpusError: The shard changed since it was listed, cannot be decoded, or does not hold what it promised.
+        CorpusError: The shard cannot be decoded, or does not hold what it promised.
+        FileChangedError: It has changed or gone since it was listed.
     """
     table = _read_table(store, fragment, reading.columns.names)
     ids = _decoded(table[reading.columns.id_column], reading.carried.field(reading.columns.id_column).type)

@@ -28,6 +28,7 @@ from jobs.footers import Columns
 from jobs.storage import Location
 
 OnBadShard = Literal["fail", "skip"]
+OnChangedShard = Literal["fail", "replan"]
 RoleName = Literal["query", "document"]
 PromptUse = Literal["auto", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -92,6 +93,11 @@ class InputConfig(_Section):
         default="fail",
         description="What to do about a shard that is no readable Parquet file: fail the run, or skip the shard and "
         "record it.",
+    )
+    on_changed_shard: OnChangedShard = Field(
+        default="fail",
+        description="What to do about a shard that is replaced or removed while the run reads: fail the run, "
+        "or list the corpus anew and go on with what is embedded, a few times at most.",
     )
     endpoint_url: Endpoint | None = Field(
         default=None,
@@ -367,6 +373,17 @@ class OutputConfig(_Section):
         description="Rows whose vectors the ranges of int8 are calibrated on, spread over the corpus. An output's "
         "ranges stay until it is overwritten. null: 1,000, whose ranges hold all but 2 in 1,000 of the corpus's "
         "values.",
+    )
+    max_rejected_rows: NonNegativeInt | None = Field(
+        default=None,
+        description="Rows without a vector that are allowed, whatever the reason; a run with more is stopped, and "
+        "nothing is published. null: any number.",
+    )
+    max_rejected_fraction: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="The same as a part of the corpus's rows; 1 allows all.",
     )
     overwrite: bool = Field(
         default=False,

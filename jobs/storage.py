@@ -1,8 +1,8 @@
 """The only place where a filesystem is built: a folder on disk, or below a prefix of an S3 bucket.
 
 To create once is a hard link from a finished temporary file on disk, and a PUT with `If-None-Match: *` on S3;
-to replace is a rename, or a PUT. Credentials, region and endpoint are botocore's affair (environment,
-profile, instance role).
+to replace is a rename, or a PUT; to swap is a rename under a file lock, or a PUT with `If-Match`. Credentials,
+region and endpoint are botocore's affair (environment, profile, instance role).
 
 A process that is killed while it writes to disk leaves a temporary file behind, `.<hex>.tmp`; listings leave
 out names that start with a dot. An upload to S3 that is cut off leaves parts that only a lifecycle rule of
@@ -11,6 +11,7 @@ the bucket (AbortIncompleteMultipartUpload) removes.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import time
@@ -21,6 +22,7 @@ from typing import Any
 from uuid import uuid4
 
 from s3fs import S3FileSystem
+from s3fs.utils import FileExpired
 
 from jobs.errors import StorageError
 from jobs.storage_failures import service_code
@@ -95,6 +97,26 @@ class _DiskStore(Store):
             temporary.replace(final)
         _sync_folder(final.parent)
 
+    def _read_version(self, path: str) -> tuple[bytes, str]:
+        file, version = self._open(
+            path
+        )  # of a file that is replaced by renaming, this stays the one that was opened
+        with file:
+            return file.read(), version
+
+    def _swap(self, path: str, data: bytes, expected: str | None) -> str | None:
+        final = self._root / path
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(final.parent / f".{final.name}.lock"):
+            found = _disk_entry(path, final.stat()).version if final.exists() else None
+            if found != expected:
+                return None
+            with _temporary(final.parent, data) as temporary:
+                temporary.replace(final)
+            version = _disk_entry(path, final.stat()).version
+        _sync_folder(final.parent)
+        return version
+
     def _delete(self, paths: Iterable[str]) -> None:
         for path in paths:
             try:
@@ -123,6 +145,27 @@ def _temporary(folder: Path, data: bytes) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among all processes that lock this file, which is gone afterwards; the system frees a dead one's lock."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                ours = os.path.samestat(os.fstat(descriptor), path.stat())
+            except FileNotFoundError:
+                ours = False
+            if ours:  # else the one before removed it while we waited, and the next makes another
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+        finally:
+            os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -225,6 +268,43 @@ class _S3Store(Store):
             else:
                 return True
         raise AssertionError("unreachable")
+
+    def _read_version(self, path: str) -> tuple[bytes, str]:
+        for _ in range(_ATTEMPTS):
+            try:
+                file, version = self._open(path)
+                with file:
+                    return file.read(), version
+            except FileExpired:  # between asking for its version and for its content
+                continue
+        raise StorageError(f"s3://{self._full(path)} changes faster than it can be read; try again")
+
+    def _swap(self, path: str, data: bytes, expected: str | None) -> str | None:
+        condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": f'"{expected}"'}
+        for attempt in range(_ATTEMPTS):
+            try:
+                answer = self._fs.call_s3(
+                    "put_object", Bucket=self._bucket, Key=self._key(path), Body=data, **condition
+                )
+            except OSError as error:
+                code = service_code(error)
+                if code in ("PreconditionFailed", "NoSuchKey"):
+                    return self._version_of(path, data)
+                # S3 answers so while another request for the same key is under way
+                if code != "ConditionalRequestConflict" or attempt + 1 == _ATTEMPTS:
+                    raise
+                time.sleep(min(0.1 * 2**attempt, 5))
+            else:
+                return str(answer["ETag"]).strip('"')
+        raise AssertionError("unreachable")
+
+    def _version_of(self, path: str, data: bytes) -> str | None:
+        """The version of a file with this very content, as a request leaves it whose answer was lost."""
+        try:
+            content, version = self._read_version(path)
+        except FileNotFoundError:
+            return None
+        return version if content == data else None
 
     def _replace(self, path: str, data: bytes) -> None:
         self._fs.pipe_file(self._full(path), data)

@@ -16,9 +16,11 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, NoCredentialsError  # type: ignore[import-untyped]
 from s3fs.core import S3_RETRYABLE_ERRORS
+from s3fs.utils import FileExpired
 
-from jobs.errors import StorageError
+from jobs.errors import FileChangedError, StorageError
 
+REST = "let the files rest while a job reads them, and run the same command again"
 _FAILURES = (OSError, BotoCoreError, *S3_RETRYABLE_ERRORS)
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _UNKNOWN_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}
@@ -35,6 +37,7 @@ def reported(action: str, uri: str, *, missing: bool = False) -> Iterator[None]:
 
     Raises:
         StorageError: Any failure of the disk, the network or the service.
+        FileChangedError: The file was replaced while it was open.
         FileNotFoundError: Only with `missing`.
     """
     try:
@@ -44,7 +47,22 @@ def reported(action: str, uri: str, *, missing: bool = False) -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, "no such file", uri) from error
         raise StorageError(_message(action, uri, error)) from error
     except _FAILURES as error:
-        raise StorageError(_message(action, uri, error)) from error
+        kind = FileChangedError if isinstance(error, FileExpired) else StorageError
+        raise kind(_message(action, uri, error)) from error
+
+
+@contextmanager
+def reported_read(uri: str) -> Iterator[None]:
+    """The same around a read of an open file, which may be removed meanwhile.
+
+    Raises:
+        StorageError: As above; FileChangedError where the file is gone or another one.
+    """
+    try:
+        with reported("read", uri, missing=True):
+            yield
+    except FileNotFoundError as error:
+        raise FileChangedError(f"could not read {redacted(uri)}: it was removed meanwhile; {REST}") from error
 
 
 def service_code(error: BaseException) -> str:
@@ -63,6 +81,8 @@ def redacted(text: str) -> str:
 
 def _message(action: str, uri: str, error: BaseException) -> str:
     code = service_code(error)
+    if isinstance(error, FileExpired):
+        return f"could not {action} {redacted(uri)}: it has changed since it was opened; {REST}"
     text = getattr(error, "strerror", None) or str(error) or "no further words"
     reason = f"{type(error).__name__}{f' ({code})' if code else ''}: {text}".rstrip(".")
     return f"could not {action} {redacted(uri)}: {redacted(reason)}; {_advice(uri, code, error)}"
@@ -72,8 +92,10 @@ def _advice(uri: str, code: str, error: BaseException) -> str:
     if not uri.startswith("s3://"):
         if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
             return "make room on the disk and run the same command again"
-        if getattr(error, "errno", None) in {errno.EOPNOTSUPP, errno.EPERM}:
-            return "check that this filesystem has hard links: files are created once with them"
+        if getattr(error, "errno", None) in {errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS, errno.ENOLCK}:
+            return (
+                "check that this filesystem has hard links and file locks: files appear and change with them"
+            )
         return "check that the path exists and that this user may read it, and write it for an output"
     if isinstance(error, NoCredentialsError):
         return (

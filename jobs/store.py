@@ -6,6 +6,9 @@ A `Location` says where and travels between processes; each process opens a `Sto
 `create` is what makes retries and late twins harmless: a file appears once, whole, or not at all. False means
 "there is one already", not "somebody else made it": a try whose answer was lost finds its own file when it is
 repeated. Who needs to know compares the content.
+
+`swap` is what makes one of several writers win: a file is replaced only if it is still the version that the writer
+has seen.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from jobs.errors import ConfigurationError, StorageError
-from jobs.storage_failures import ReportedFile, redacted, reported
+from jobs.errors import ConfigurationError, FileChangedError
+from jobs.storage_failures import REST, ReportedFile, redacted, reported, reported_read
 
 
 @dataclass(frozen=True)
@@ -145,23 +148,26 @@ class Store(ABC):
         Args:
             path: The file.
             version: What a listing gave; the file must still be that one. (On S3 it cannot change unnoticed
-                while
-                it is open either.)
+                while it is open either.)
 
         Raises:
-            FileNotFoundError: No such file.
-            StorageError: Another version by now.
+            FileNotFoundError: No such file, and no version was given.
+            FileChangedError: Another version by now, or none.
         """
-        with reported("open", self._uri(checked(path)), missing=True):
-            file, found = self._open(path)
+        uri = self._uri(checked(path))
+        try:
+            with reported("open", uri, missing=True):
+                file, found = self._open(path)
+        except FileNotFoundError as error:
+            if version is None:
+                raise
+            raise FileChangedError(f"{uri} is gone since it was listed; {REST}") from error
         if version is not None and found != version:
             file.close()
-            raise StorageError(
-                f"{self._uri(path)} has changed since it was listed (version {version} then, {found} now);"
-                " let the"
-                " files rest while a job reads them, and run the same command again"
+            raise FileChangedError(
+                f"{uri} has changed since it was listed (version {version} then, {found} now); {REST}"
             )
-        return cast("BinaryIO", ReportedFile(file, partial(reported, "read", self._uri(path))))
+        return cast("BinaryIO", ReportedFile(file, partial(reported_read, uri)))
 
     def read(self, path: str) -> bytes:
         """The whole file.
@@ -172,6 +178,15 @@ class Store(ABC):
         with reported("read", self._uri(checked(path)), missing=True):
             return self._read(path)
 
+    def read_version(self, path: str) -> tuple[bytes, str]:
+        """The whole file, and its version as a listing gives it.
+
+        Raises:
+            FileNotFoundError: No such file.
+        """
+        with reported("read", self._uri(checked(path)), missing=True):
+            return self._read_version(path)
+
     def create(self, path: str, data: bytes) -> bool:
         """Make a file once, whole or not at all; False: there is one already, and it was not touched."""
         with reported("create", self._uri(checked(path))):
@@ -181,6 +196,16 @@ class Store(ABC):
         """Write a file in one step: who reads sees the old content or the new one."""
         with reported("write", self._uri(checked(path))):
             self._replace(path, data)
+
+    def swap(self, path: str, data: bytes, expected: str | None) -> str | None:
+        """Replace a file in one step if it is still the `expected` version, or None if there is still no such file.
+
+        Returns:
+            Its new version; None if it is another file by now, which was not touched. A try whose answer was lost
+            finds its own content when it is repeated, and counts as made; so contents should say who wrote them.
+        """
+        with reported("write", self._uri(checked(path))):
+            return self._swap(path, data, expected)
 
     def delete(self, paths: Iterable[str]) -> None:
         """Remove files; those that are missing are no error."""
@@ -202,6 +227,10 @@ class Store(ABC):
     def _open(self, path: str) -> tuple[Any, str]: ...
     @abstractmethod
     def _read(self, path: str) -> bytes: ...
+    @abstractmethod
+    def _read_version(self, path: str) -> tuple[bytes, str]: ...
+    @abstractmethod
+    def _swap(self, path: str, data: bytes, expected: str | None) -> str | None: ...
     @abstractmethod
     def _create(self, path: str, data: bytes) -> bool: ...
     @abstractmethod

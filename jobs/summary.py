@@ -91,6 +91,11 @@ def show_run(
             "encoders": str(len(tally.actors)),
             "preflight": f"lowest cosine to the plain path {tally.preflight_cosine:.6f}",
         }
+    if tally.halved_budget:
+        lines["too little memory"] = (
+            f"for larger batches, so they were halved, to {tally.halved_budget:,} tokens at the least: set "
+            "compute.max_batch_tokens"
+        )
     lines |= _raw(raw_views)
     if plan.bad_shards:
         lines["skipped shards"] = ", ".join(shard.path for shard in plan.bad_shards[:5])

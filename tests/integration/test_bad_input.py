@@ -355,6 +355,39 @@ def test_pages_that_cannot_be_decoded_fail_the_run(case: Case) -> None:
     assert not (case.out / "_manifest.json").exists()
 
 
+# Rows without a vector, and how many are too many
+
+
+def test_a_run_that_rejects_too_much_publishes_nothing_and_goes_on_once_more_is_allowed(case: Case) -> None:
+    texts = [None if n % 10 == 3 else f"text {n}" for n in range(100)]
+    case.write("a.parquet", {"id": range(100), "text": texts})
+    outcome = case.run()
+    assert outcome.exit_code == 1
+    for told in (
+        "10 of 100 rows",
+        "null_text 10",
+        "output.max_rejected_fraction=0.01",
+        f"{case.out}/_rejects",
+    ):
+        assert told in outcome.stderr
+    assert outcome.stdout == ""
+    assert not (case.out / "_manifest.json").exists()
+    assert [row["id"] for row in rejects_of(case.out)] == list(range(3, 100, 10))
+    rows = ("--set", "output.max_rejected_rows=9", "--set", "output.max_rejected_fraction=1")
+    again = case.run(*rows)
+    assert (again.exit_code, "output.max_rejected_rows=9" in again.stderr) == (1, True)
+    summary = case.run("--set", "output.max_rejected_fraction=0.1").summary
+    assert (summary["embedded"], summary["existing"], summary["rejected"]) == (0, 90, 10)
+
+
+def test_a_run_stops_as_soon_as_it_is_sure_that_it_rejects_too_much(case: Case) -> None:
+    case.write("a.parquet", {"id": range(4000), "text": pa.nulls(4000, pa.string())}, row_group_size=10)
+    outcome = case.run("--fragment-rows", "10", "--set", "output.max_rejected_rows=15")
+    assert outcome.exit_code == 1
+    assert "at least 20 of 4,000 rows" in outcome.stderr
+    assert len(list((case.out / "_receipts").iterdir())) < 400
+
+
 # One corpus with everything that can be wrong with a row
 
 
@@ -400,7 +433,8 @@ def messy(tmp_path_factory: pytest.TempPathFactory, model: Path, embed: Embed) -
 
 def embed_messy(case: Case) -> Outcome:
     # more encoders than there is room for, which must not keep the helpers from starting
-    return case.run("--set", "input.on_bad_shard=skip", "--fragment-rows", "1000", "--max-actors", "5")
+    allowed = ("--set", "input.on_bad_shard=skip", "--set", "output.max_rejected_fraction=0.05")
+    return case.run(*allowed, "--fragment-rows", "1000", "--max-actors", "5")
 
 
 REASONS: dict[str, list[tuple[str | None, str, int]]] = {

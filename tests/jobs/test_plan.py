@@ -21,6 +21,7 @@ from jobs.records import (
     PartRecord,
     Receipt,
     ViewRecord,
+    find_manifest,
     read_manifest,
 )
 from jobs.rows import Reading
@@ -110,7 +111,7 @@ def commit(
         views={str(spec.view): view_record(spec) for spec in (QUERY, DOCUMENT)},
         ranges={},
     )
-    publish(store_of(out), manifest, {})
+    publish(store_of(out), manifest, {}, replacing=find_manifest(store_of(out))[1])
     sweep(store_of(out), manifest)
     return manifest
 

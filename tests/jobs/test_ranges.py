@@ -201,7 +201,7 @@ def manifest_of(corpus: Path, out: Path, ranges: dict[str, RangesRecord]) -> Man
     manifest = build_manifest(
         plan, [], corpus=str(corpus), reading=reading, fragment_rows=10, views=records, ranges=ranges
     )
-    publish(store_of(out), manifest, {})
+    publish(store_of(out), manifest, {}, replacing=take_stock(store_of(out)).version)
     return manifest
 
 

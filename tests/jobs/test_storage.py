@@ -15,7 +15,7 @@ import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from jobs.errors import ConfigurationError, StorageError
+from jobs.errors import ConfigurationError, FileChangedError, StorageError
 from jobs.storage import Location, Store, open_store
 
 NAMES = ["lang=en/a b.parquet", "lang=a%2Fb/x.parquet", "日本語/ü?&+#.parquet", "a[1]*.parquet"]
@@ -76,6 +76,55 @@ def test_replace_shows_the_old_content_or_the_new_one_and_nothing_between(store:
     assert store.read("manifest.json") == b"b" * 300_000
 
 
+def test_a_swap_makes_what_is_not_there_and_replaces_only_what_was_seen(store: Store) -> None:
+    first = store.swap("a/manifest.json", b"1", None)
+    assert first is not None
+    assert store.swap("a/manifest.json", b"2", None) is None
+    assert store.read_version("a/manifest.json") == (b"1", first)
+    second = store.swap("a/manifest.json", b"2", first)
+    assert second is not None
+    assert store.swap("a/manifest.json", b"3", first) is None
+    assert store.read_version("a/manifest.json") == (b"2", second)
+    assert [entry.version for entry in store.list()] == [second]
+
+
+def test_a_swap_of_a_file_that_is_gone_makes_none(store: Store) -> None:
+    version = store.swap("a", b"1", None)
+    store.delete(["a"])
+    assert store.swap("a", b"2", version) is None
+    assert not store.exists("a")
+
+
+def test_of_racing_swaps_exactly_one_wins_and_its_content_stays(store: Store) -> None:
+    seen = store.swap("manifest.json", b"old", None)
+    barrier = threading.Barrier(8)
+
+    def race(index: int) -> bool:
+        barrier.wait()
+        return store.swap("manifest.json", b"%d" % index * 1000, seen) is not None
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(race, range(8)))
+    assert won.count(True) == 1
+    assert store.read("manifest.json") == b"%d" % won.index(True) * 1000
+    assert paths(store) == ["manifest.json"]
+
+
+def test_swaps_that_count_up_lose_no_step(store: Store) -> None:
+    store.replace("count", b"0 by nobody")
+
+    def count(writer: int) -> None:
+        while True:
+            content, version = store.read_version("count")
+            counted = int(content.split()[0]) + 1
+            if store.swap("count", b"%d by %d" % (counted, writer), version) is not None:
+                return
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(count, range(20)))
+    assert store.read("count").startswith(b"20 by ")
+
+
 def test_a_listing_is_recursive_sorted_and_says_size_version_and_time(store: Store) -> None:
     for path in ("b/2", "a", "b/1/x", "b-c"):
         store.create(path, path.encode())
@@ -116,7 +165,10 @@ def test_a_file_that_changed_since_it_was_listed_is_not_opened(store: Store) -> 
     with store.open("a", version) as file:
         assert file.read() == b"1"
     store.replace("a", b"2")
-    with pytest.raises(StorageError, match="changed since it was listed"):
+    with pytest.raises(FileChangedError, match="changed since it was listed"):
+        store.open("a", version)
+    store.delete(["a"])
+    with pytest.raises(FileChangedError, match="gone since it was listed"):
         store.open("a", version)
 
 
@@ -392,6 +444,17 @@ def test_a_create_that_collides_is_tried_again_until_it_is_clear_who_won(
     assert store.read("a") == b"1"
 
 
+def test_a_swap_whose_answer_was_lost_counts_as_made(faulty: tuple[Location, list[Fault]]) -> None:
+    location, faults = faulty
+    store = open_store(location)
+    seen = store.swap("a", b"1", None)
+    faults.append(times(1, "PUT", ("409 Conflict", "ConditionalRequestConflict")))
+    made = store.swap("a", b"2", seen)
+    assert made is not None
+    assert store.swap("a", b"2", seen) == made  # as if the first try had been cut off
+    assert store.swap("a", b"3", seen) is None
+
+
 @pytest.mark.parametrize(
     ("status", "code", "advice"),
     [
@@ -440,5 +503,14 @@ def test_a_file_that_changes_while_it_is_open_fails_to_read(s3: str) -> None:
     store.replace("a", b"1")
     with store.open("a") as file:
         store.replace("a", b"2")
-        with pytest.raises(StorageError, match=r"could not read s3://.*/a"):
+        with pytest.raises(FileChangedError, match=r"could not read s3://.*/a"):
+            file.read()
+
+
+def test_a_file_that_is_removed_while_it_is_open_fails_to_read(s3: str) -> None:
+    store = open_store(Location(s3))
+    store.replace("a", b"1")
+    with store.open("a") as file:
+        store.delete(["a"])
+        with pytest.raises(FileChangedError, match=r"could not read s3://.*/a: it was removed"):
             file.read()

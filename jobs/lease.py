@@ -1,0 +1,264 @@
+"""One run at a time on an output: who has it says so in OUT/_lock.json, and says it anew as long as it lives.
+
+The lease is taken before stock is taken and given back at the end, whatever the end is. Every change of it is a swap,
+so of two runs that want it one gets it. A second run refuses as long as there are signs of life, and takes over
+
+    at once                            if the holder was a process of this very machine and is gone
+    after EXPIRY_SECONDS               without a sign of life, by the clock of this machine, and
+    after two intervals of watching    in which no sign came, by no clock but its own
+
+so clocks that differ delay a takeover and never cause one. A run that has lost its lease (it was suspended, or cut off
+from the store) stops before it commits or removes anything. Even if two should ever run at once, nothing breaks: parts
+are created once, and the manifest is swapped only by the run that took stock of the one that is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+
+from jobs.errors import OutputBusyError, StorageError
+from jobs.store import Store
+
+LOCK = "_lock.json"
+# Four signs fit into the time after which a run counts as dead: a store may fail for a minute and a half.
+RENEW_SECONDS = 30.0
+EXPIRY_SECONDS = 120.0
+
+_LOG = logging.getLogger(__name__)
+
+
+class Holder(BaseModel):
+    """Who has an output.
+
+    Attributes:
+        run: Random, so that no two runs are the same.
+        host: For people.
+        pid: On that host.
+        machine: The running kernel and its process numbers; None where there is no /proc.
+        born: When the process started, in the kernel's ticks, for a pid is used again.
+        since: POSIX seconds.
+        seen: The last sign of life, POSIX seconds, by the holder's clock.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    host: str
+    pid: PositiveInt
+    machine: str | None
+    born: int | None
+    since: float
+    seen: float
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        """A new run here and now."""
+        now = time.time()
+        return cls(
+            run=uuid4().hex,
+            host=platform.node(),
+            pid=os.getpid(),
+            machine=_machine(),
+            born=_born(os.getpid()),
+            since=now,
+            seen=now,
+        )
+
+    @property
+    def is_known_dead(self) -> bool:
+        """Whether it was a process of this machine, and is gone."""
+        return self.machine is not None and self.machine == _machine() and _is_gone(self.pid, self.born)
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds")
+        return f"process {self.pid} on {self.host}, since {since}"
+
+
+def _machine() -> str | None:
+    """This boot of this kernel, and the namespace that gives pids: containers of one name have different ones."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _born(pid: int) -> int | None:
+    """Start time of a process; None if nothing says so, 0 if it is dead and its parent has not noticed yet."""
+    try:
+        # The name in brackets may hold anything; behind it stand the state and then numbers.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def _is_gone(pid: int, born: int | None) -> bool:
+    now = _born(pid)
+    if now is not None:
+        return now != born
+    try:
+        os.kill(pid, 0)  # sends nothing; /proc may hide what is another user's
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often a run gives a sign of life, and after how long without one it counts as dead; in seconds."""
+
+    renew: float = RENEW_SECONDS
+    expiry: float = EXPIRY_SECONDS
+
+
+class Lease:
+    """An output that this process has, renewed by a thread."""
+
+    def __init__(self, store: Store, holder: Holder, version: str, patience: Patience) -> None:
+        self._store = store
+        self._holder = holder
+        self._version: str | None = version
+        self._patience = patience
+        self._turn = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Cheap, for every step of a run.
+
+        Raises:
+            OutputBusyError: Another run has taken the output over.
+        """
+        if self._version is None:
+            raise OutputBusyError(
+                f"another run has taken over {self._store.location.uri}, since this one ({self._holder}) gave no sign "
+                f"of life for more than {self._patience.expiry:g} seconds; nothing is published, and the same command "
+                "goes on from here once the other one is done"
+            )
+
+    def confirm(self) -> None:
+        """Renew now, before something that only the holder may do.
+
+        Raises:
+            OutputBusyError: Another run has taken the output over.
+            StorageError: The store does not answer.
+        """
+        with self._turn:
+            self.check()
+            self._holder = self._holder.model_copy(update={"seen": time.time()})
+            content = self._holder.model_dump_json().encode()
+            version = self._store.swap(LOCK, content, self._version)
+            if version is None:  # perhaps an earlier sign of ours arrived, and the answer to it did not
+                found, expected = _find(self._store)
+                if found is not None and found.run == self._holder.run:
+                    version = self._store.swap(LOCK, content, expected)
+            self._version = version
+        self.check()
+
+    def release(self) -> None:
+        """Give the output back; a lease that was lost meanwhile is left to its new holder."""
+        self._done.set()
+        self._thread.join(self._patience.renew)
+        try:
+            self.confirm()  # what is removed now is ours, and fresh
+            self._store.delete([LOCK])
+        except (OutputBusyError, StorageError) as error:
+            _LOG.debug("the lease stays: %s", error)  # and expires; the run's own end is what counts
+
+    def _keep_renewing(self) -> None:
+        while not self._done.wait(self._patience.renew):
+            try:
+                self.confirm()
+            except OutputBusyError:
+                return  # the run's next check says so
+            except StorageError as error:
+                _LOG.debug("the lease could not be renewed: %s", error)  # the next turn may
+
+
+@contextmanager
+def held_lease(store: Store, say: Callable[[str], None], patience: Patience | None = None) -> Iterator[Lease]:
+    """Have an output from here to the end of the block.
+
+    Args:
+        store: The output.
+        say: Told why it takes time, where it does.
+        patience: None: as the constants say.
+
+    Raises:
+        OutputBusyError: Another run has it.
+        StorageError: The store failed.
+    """
+    lease = _taken(store, say, patience or Patience())
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _taken(store: Store, say: Callable[[str], None], patience: Patience) -> Lease:
+    holder = Holder.this_process()
+    content = holder.model_dump_json().encode()
+    found, expected = _find(store)
+    if found is not None and not found.is_known_dead:
+        _refuse_if_alive(store, found, expected, say, patience)
+    if (version := store.swap(LOCK, content, expected)) is None:
+        other, _ = _find(store)
+        raise _busy(store, other, patience)
+    return Lease(store, holder, version, patience)
+
+
+def _refuse_if_alive(
+    store: Store, found: Holder, version: str | None, say: Callable[[str], None], patience: Patience
+) -> None:
+    """Look at its clock, and where that says that it is dead, watch whether it is."""
+    if abs(time.time() - found.seen) <= patience.expiry:
+        raise _busy(store, found, patience)
+    say(
+        f"The output was left by another run ({found}); watching for {2 * patience.renew:g} s whether it is dead"
+    )
+    until = time.monotonic() + 2 * patience.renew
+    while time.monotonic() < until:
+        time.sleep(min(1.0, patience.renew / 4))
+        if (now := _find(store))[1] != version:
+            raise _busy(store, now[0], patience)
+
+
+def _find(store: Store) -> tuple[Holder | None, str | None]:
+    """Who has an output, and the version of the file that says so."""
+    try:
+        content, version = store.read_version(LOCK)
+    except FileNotFoundError:
+        return None, None
+    try:
+        return Holder.model_validate_json(content), version
+    except ValidationError as error:
+        raise OutputBusyError(
+            f"{store.location.uri}/{LOCK} is no lock that this version can read; if no run is using the output, remove "
+            "that file"
+        ) from error
+
+
+def _busy(store: Store, holder: Holder | None, patience: Patience) -> OutputBusyError:
+    who = "another run" if holder is None else f"another run ({holder}"
+    if holder is not None:
+        who += f", last sign of life {max(0.0, time.time() - holder.seen):.0f} s ago)"
+    return OutputBusyError(
+        f"{who} has the output {store.location.uri}; wait for its end, or stop it, and run the same command again. If "
+        f"it is dead, that works {patience.expiry:g} s after its last sign of life"
+    )

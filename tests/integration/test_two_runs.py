@@ -1,0 +1,98 @@
+"""Two runs on one output: one is refused, or loses at the commit, and the dataset is whole."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from jobs.lease import LOCK
+from jobs.records import MANIFEST, RECEIPTS, read_manifest
+from jobs.storage import Location, Store, open_store
+from tests.integration.conftest import (
+    Dataset,
+    arguments_for,
+    embed_here,
+    finish_embed,
+    snapshot,
+    start_embed,
+)
+
+
+@pytest.fixture(params=["disk", "s3"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    place = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3")
+    return open_store(Location(f"{place}/out"))
+
+
+def wait_for(store: Store, process: Popen[str], folder: str) -> None:
+    deadline = time.monotonic() + 120
+    while not list(store.list(folder)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_of_two_runs_at_once_the_second_is_refused_and_the_first_publishes(
+    dataset: Dataset, model: Path, out: Store
+) -> None:
+    arguments = list(arguments_for(model, dataset.corpus, Path("somewhere")))
+    arguments[arguments.index("--output") + 1] = out.location.uri
+    first = start_embed(*arguments)
+    wait_for(out, first, LOCK)
+    second = finish_embed(start_embed(*arguments))
+    assert second.exit_code == 1, second.stderr
+    assert f"another run (process {first.pid} on " in second.stderr
+    assert "Traceback" not in second.stderr
+    assert second.stdout == ""
+    assert embed_here(*arguments, "--dry-run").exit_code == 0  # looks, and takes nothing
+    outcome = finish_embed(first)
+    assert outcome.exit_code == 0, outcome.stderr
+    manifest = read_manifest(out)
+    expected = read_manifest(open_store(Location(str(dataset.out))))
+    assert manifest is not None
+    assert expected is not None
+    assert manifest.receipts == expected.receipts
+    assert not out.exists(LOCK)
+    assert embed_here(*arguments).summary["embedded"] == 0
+
+
+def test_a_run_that_was_killed_does_not_keep_the_next_one_from_its_output(
+    dataset: Dataset, model: Path, tmp_path: Path
+) -> None:
+    arguments = arguments_for(model, dataset.corpus, tmp_path / "out")
+    out = open_store(Location(str(tmp_path / "out")))
+    process = start_embed(*arguments)
+    wait_for(out, process, LOCK)
+    process.send_signal(signal.SIGKILL)
+    finish_embed(process)
+    assert out.exists(LOCK)
+    assert embed_here(*arguments).exit_code == 0
+    assert not out.exists(LOCK)
+
+
+def test_a_run_that_did_not_see_another_one_publish_loses_without_harm(
+    dataset: Dataset, model: Path, tmp_path: Path
+) -> None:
+    arguments = arguments_for(model, dataset.corpus, tmp_path / "out")
+    out = open_store(Location(str(tmp_path / "out")))
+    process = start_embed(*arguments)
+    wait_for(out, process, RECEIPTS)
+    theirs = (dataset.out / MANIFEST).read_bytes()
+    out.replace(MANIFEST, theirs)  # as a run that knows of no lock would
+    outcome = finish_embed(process)
+    assert outcome.exit_code == 1
+    assert "another run published into" in outcome.stderr
+    assert out.read(MANIFEST) == theirs
+    files = snapshot(tmp_path / "out")
+    assert "_config.json" not in files
+    assert {path for path in files if path.startswith("task=")} == {
+        path for path in snapshot(dataset.out) if path.startswith("task=")
+    }
+    # The rerun reconciles: everything is there already.
+    again = embed_here(*arguments)
+    assert again.summary["embedded"] == 0
+    assert not list(out.list(RECEIPTS))

@@ -1,0 +1,87 @@
+"""A row whose text does not fit the encoder's memory becomes a reject, and every count balances."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from jobs.encode import EncodeFragment
+from jobs.read import Reader
+from jobs.records import Receipt
+from jobs.write import Writer
+from tests.encoders.repositories import write_repository
+from tests.jobs.test_long_texts import DOCUMENT, PROMPTS, QUERY, Bench, bench_of, vectors_of
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_repository(tmp_path_factory.mktemp("model"), settings={"prompts": PROMPTS})
+
+
+def embed_within(bench: Bench, num_tokens: int) -> tuple[Receipt, dict[str, Any]]:
+    """The stages of a fragment, with an encoder that has memory for so many tokens."""
+    spec, work = bench.run()
+    spec = replace(spec, preflight=False)
+    encode = EncodeFragment(spec)
+
+    def hook(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].numel() > num_tokens:
+            raise torch.OutOfMemoryError
+
+    encode._encoder._adapted.module.register_forward_pre_hook(hook, with_kwargs=True)
+    row = pa.table({"work": pa.array([work.to_json()], pa.binary())})
+    spent = Writer(spec)(encode(Reader(spec)(row))).to_pylist()[0]
+    return Receipt.model_validate_json(spent["receipt"]), spent
+
+
+@pytest.mark.parametrize(("mode", "chunks"), [("reject", ()), ("chunk", (20,)), ("late_chunk", (20,))])
+def test_a_row_that_does_not_fit_is_a_reject_of_all_views_with_all_its_chunks(
+    tmp_path: Path, model: Path, mode: str, chunks: tuple[int, ...]
+) -> None:
+    bench = bench_of(tmp_path, model, mode, *chunks)
+    whole, spent = bench.embed()
+    assert spent["halved_budget"] == 0
+    expected = {view: bench.part(whole, view) for view in (QUERY, DOCUMENT)}
+    ids, tokens = (expected[QUERY][name].to_pylist() for name in ("id", "num_tokens"))
+    # Texts go whole through a late chunker, so there rows 1 and 3 are the long ones.
+    most = 40 if mode == "late_chunk" else max(tokens) - 1
+    bench.out = tmp_path / "within"
+    receipt, _ = embed_within(bench, most)
+    lost = sorted(row for row, reason, _ in bench.rejects(receipt) if reason == "out_of_memory")
+    assert 0 < len(lost) < len(set(ids))
+    if mode == "late_chunk":
+        assert lost == [1, 3]
+    assert [number for _, reason, number in bench.rejects(receipt) if reason == "out_of_memory"] == lost
+    assert receipt.balances
+    assert receipt.rejected == {**whole.rejected, "out_of_memory": len(lost)}
+    for view, table in expected.items():
+        kept = table.filter(pa.array([one not in lost for one in table["id"].to_pylist()]))
+        part = bench.part(receipt, view)
+        assert part.drop_columns(["embedding"]).equals(kept.drop_columns(["embedding"]))
+        np.testing.assert_allclose(vectors_of(part), vectors_of(kept), atol=1e-6)
+
+
+def test_smaller_batches_lose_nothing_and_are_reported(tmp_path: Path, model: Path) -> None:
+    bench = bench_of(tmp_path, model, "chunk", 20)
+    whole, _ = bench.embed()
+    expected = vectors_of(bench.part(whole, QUERY))
+    bench.out = tmp_path / "within"
+    receipt, spent = embed_within(bench, 60)
+    assert spent["halved_budget"] == 50
+    assert receipt.rejected == whole.rejected
+    np.testing.assert_allclose(vectors_of(bench.part(receipt, QUERY)), expected, atol=1e-6)
+
+
+def test_a_fragment_of_which_nothing_fits_gives_parts_without_rows(tmp_path: Path, model: Path) -> None:
+    bench = bench_of(tmp_path, model, "chunk", 20)
+    receipt, _ = embed_within(bench, 0)
+    assert receipt.balances
+    assert receipt.num_rejected == 5
+    assert receipt.rejected["out_of_memory"] >= 4
+    assert bench.part(receipt, QUERY).num_rows == 0
