@@ -67,7 +67,6 @@ class EncodeFragment:
                 "num_encoded_tokens": num_tokens,
                 "num_padding": num_padding,
                 "preflight_cosine": 1.0 if self._preflight_cosine is None else self._preflight_cosine,
-                "num_prompts": len(prompts),
                 "num_encodings": len(encodings),
                 "actor": self._name,
             }
