@@ -17,7 +17,7 @@ from torch import Tensor
 from encoders.batching import Batch
 from encoders.errors import ModelNotFoundError, UnsupportedModelError
 from encoders.forward import Forward
-from encoders.loading import num_positions
+from encoders.loading import look_both_ways, num_positions
 from encoders.pairs import TokenizedPairs
 from encoders.pooling import pool
 from encoders.rerank_families import YesNoFamily
@@ -33,6 +33,8 @@ def load_head(protocol: RerankProtocol, dtype: torch.dtype, device: torch.device
     """
     model = _load(protocol, dtype)
     _check_fit(protocol, model)
+    if getattr(model.config, "is_causal", None) is False:
+        look_both_ways(protocol.repository.name, model.base_model)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # keys and values of past tokens serve generation only
     model.eval().requires_grad_(False).to(device)

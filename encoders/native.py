@@ -63,9 +63,9 @@ def native_architecture(model: str, config: Mapping[str, Any]) -> str | None:
     Raises:
         UnsupportedModelError: Its config.json does not say clearly which backbone it is.
     """
-    if config.get("model_type") == _NEW:
+    if config.get("model_type") in (_NEW, "gte"):
         _check_gte(model, config)
-        return "gte"
+        return "gte" if config["model_type"] == _NEW else None
     if config.get("model_type") != _JINA_V5:
         return None
     # A decoder is Qwen3, causal; what says that it is none is EuroBERT, where each token sees all others.
@@ -150,11 +150,15 @@ def _check_gte(model: str, config: Mapping[str, Any]) -> None:
         key: config[key] for key, allowed in _GTE_ALONE.items() if config.get(key, allowed[0]) not in allowed
     }
     scaling = config.get("rope_scaling") or {}
-    if scaling and (scaling.get("type") != "ntk" or scaling.get("mixed_b") is not None):
+    if (
+        config["model_type"] == _NEW
+        and scaling
+        and (scaling.get("type") != "ntk" or scaling.get("mixed_b") is not None)
+    ):
         wrong["rope_scaling"] = scaling
     if wrong:
         raise UnsupportedModelError(
-            f"{model}: config.json ({_NEW}) asks for {', '.join(f'{key}={value!r}' for key, value in wrong.items())}, "
+            f"{model}: config.json ({config['model_type']}) asks for {', '.join(f'{key}={value!r}' for key, value in wrong.items())}, "
             "for which transformers' GteModel is not known to give the same as the repository's own code; read that "
             "code and allow it for a pinned revision (encoder.trust_remote_code)"
         )

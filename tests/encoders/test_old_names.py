@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,28 +191,26 @@ def states(folder: Path, row: str, ids: list[int]) -> Tensor:
     hidden = weights["embeddings.word_embeddings.weight"][ids]
     if config["type_vocab_size"]:
         hidden = hidden + weights["embeddings.token_type_embeddings.weight"][0]
-    layers: Callable[[str, Tensor], Tensor]
-    if row == NOMIC:
-        hidden = normed("emb_ln", hidden)
-        names = [f"encoder.layers.{number}" for number in range(LAYERS)]
 
-        def layers(name: str, inputs: Tensor) -> Tensor:
-            attention = attended(linear(f"{name}.attn.Wqkv", inputs), frequencies(config))
-            inputs = normed(f"{name}.norm1", inputs + linear(f"{name}.attn.out_proj", attention))
-            gated = linear(f"{name}.mlp.fc11", inputs) * silu(linear(f"{name}.mlp.fc12", inputs))
-            return normed(f"{name}.norm2", inputs + linear(f"{name}.mlp.fc2", gated))
-    else:
-        hidden = normed("embeddings.LayerNorm", hidden)
-        names = [f"encoder.layer.{number}" for number in range(LAYERS)]
+    def nomic_layer(name: str, inputs: Tensor) -> Tensor:
+        attention = attended(linear(f"{name}.attn.Wqkv", inputs), frequencies(config))
+        inputs = normed(f"{name}.norm1", inputs + linear(f"{name}.attn.out_proj", attention))
+        gated = linear(f"{name}.mlp.fc11", inputs) * silu(linear(f"{name}.mlp.fc12", inputs))
+        return normed(f"{name}.norm2", inputs + linear(f"{name}.mlp.fc2", gated))
 
-        def layers(name: str, inputs: Tensor) -> Tensor:
-            attention = attended(linear(f"{name}.attention.qkv_proj", inputs), frequencies(config))
-            inputs = normed(f"{name}.attn_ln", inputs + linear(f"{name}.attention.o_proj", attention))
-            up, gate = linear(f"{name}.mlp.up_gate_proj", inputs).split(INNER, dim=-1)
-            return normed(f"{name}.mlp_ln", inputs + linear(f"{name}.mlp.down_proj", gelu(gate) * up))
+    def gte_layer(name: str, inputs: Tensor) -> Tensor:
+        attention = attended(linear(f"{name}.attention.qkv_proj", inputs), frequencies(config))
+        inputs = normed(f"{name}.attn_ln", inputs + linear(f"{name}.attention.o_proj", attention))
+        up, gate = linear(f"{name}.mlp.up_gate_proj", inputs).split(INNER, dim=-1)
+        return normed(f"{name}.mlp_ln", inputs + linear(f"{name}.mlp.down_proj", gelu(gate) * up))
 
-    for name in names:
-        hidden = layers(name, hidden)
+    is_nomic = row == NOMIC
+    hidden = normed("emb_ln" if is_nomic else "embeddings.LayerNorm", hidden)
+    for number in range(LAYERS):
+        if is_nomic:
+            hidden = nomic_layer(f"encoder.layers.{number}", hidden)
+        else:
+            hidden = gte_layer(f"encoder.layer.{number}", hidden)
     return hidden
 
 
@@ -277,6 +275,13 @@ def test_settings_for_which_no_class_is_known_to_give_the_same_are_refused(
     for named in (None, row):
         with pytest.raises(UnsupportedModelError, match=rf"{next(iter(changes))}=.*GteModel is not known"):
             resolve(folder, named)
+
+
+def test_settings_of_arctic_are_looked_at_too(tmp_path: Path) -> None:
+    row = "Snowflake/snowflake-arctic-embed-m-v2.0"
+    folder = write(tmp_path, row, layer_norm_type="rms_norm")
+    with pytest.raises(UnsupportedModelError, match=r"layer_norm_type='rms_norm'"):
+        resolve(folder, row)
 
 
 @pytest.mark.parametrize(("row", "lost"), [(NOMIC, "fc12"), (MULTILINGUAL, "up_gate_proj")])

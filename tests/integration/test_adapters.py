@@ -96,10 +96,11 @@ def test_five_views_have_four_spaces_and_each_part_says_whose_it_is(made: Datase
     assert seen == set(VIEWS)
 
 
-def test_texts_are_read_once_and_tokenized_once_for_each_prompt(made: Dataset) -> None:
-    assert "4 read, each tokenized for 2 prompts and encoded 5 times" in made.outcome.stderr
+def test_texts_are_read_once_and_tokenized_once_for_each_prompt(made: Dataset, model: Path) -> None:
+    said = " ".join(made.outcome.stderr.split())
+    assert "fragments 4 read, each tokenized for 2 prompts and encoded 5 times" in said
     assert made.outcome.summary["embedded"] == 5 * len(ROWS)
-    backend = Backend.from_file(str(Path(made.arguments[5]) / "tokenizer.json"))
+    backend = Backend.from_file(str(model / "tokenizer.json"))
     backend.no_padding()
     backend.enable_truncation(MAX_TOKENS)
     tokens = [
