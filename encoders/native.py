@@ -149,18 +149,14 @@ def _check_gte(model: str, config: Mapping[str, Any]) -> None:
     wrong = {
         key: config[key] for key, allowed in _GTE_ALONE.items() if config.get(key, allowed[0]) not in allowed
     }
-    scaling = config.get("rope_scaling") or {}
-    if (
-        config["model_type"] == _NEW
-        and scaling
-        and (scaling.get("type") != "ntk" or scaling.get("mixed_b") is not None)
-    ):
+    scaling = (config.get("rope_scaling") or {}) if config["model_type"] == _NEW else {}
+    if scaling and (scaling.get("type") != "ntk" or scaling.get("mixed_b") is not None):
         wrong["rope_scaling"] = scaling
     if wrong:
+        asked = ", ".join(f"{key}={value!r}" for key, value in wrong.items())
         raise UnsupportedModelError(
-            f"{model}: config.json ({config['model_type']}) asks for {', '.join(f'{key}={value!r}' for key, value in wrong.items())}, "
-            "for which transformers' GteModel is not known to give the same as the repository's own code; read that "
-            "code and allow it for a pinned revision (encoder.trust_remote_code)"
+            f"{model}: config.json asks for {asked}, for which transformers' GteModel is not known to give the same as "
+            "the repository's own code; read that code and allow it for a pinned revision (encoder.trust_remote_code)"
         )
 
 
