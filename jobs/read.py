@@ -113,8 +113,9 @@ class Reader:
 
     def _are_empty(self, texts: Sequence[str], prompt: Prompt) -> npt.NDArray[np.bool_]:
         """Which texts have no token under a prompt that they are not embedded with; most begin with one."""
-        empty = self._tokenizer.prepare([text[:_BEGINNING] for text in texts], prompt).lengths == 0
-        unsure = np.flatnonzero(empty)
+        beginnings = [text[:_BEGINNING] for text in texts]
+        empty: npt.NDArray[np.bool_] = self._tokenizer.prepare(beginnings, prompt).lengths == 0
+        unsure = np.flatnonzero(empty).tolist()
         empty[unsure] = self._tokenizer.prepare([texts[row] for row in unsure], prompt).lengths == 0
         return empty
 
