@@ -108,12 +108,13 @@ class Encoder:
                 torch, which splits each product among its threads; more threads than cores cost dearly.
 
         Raises:
-            EncoderError: There is no such device.
+            EncoderError: There is no such device, or the model is known to overflow in that format.
             ModelNotFoundError: Weights are missing.
             UnsupportedModelError: They do not fit the architecture.
         """
         target = choose_device(device)
         chosen = choose_dtype(dtype, target)
+        protocol.check_dtype(str(chosen).removeprefix("torch."))
         backbone = load_backbone(protocol, chosen).to(target)
         budget = DEFAULT_BATCH_TOKENS[target.type] if max_batch_tokens == "auto" else max_batch_tokens
         adapted = AdaptedBackbone(

@@ -76,7 +76,7 @@ _GTE = Family(
     max_seq_length=8192,
     truncate_dims=(),
     native="gte",
-    native_of=("gte",),
+    native_of=("new", "gte"),
     licence="apache-2.0",
     source="model card; arXiv 2407.19669",
 )
@@ -207,17 +207,20 @@ _NOMIC = Family(
     licence="apache-2.0",
     source="model card; text-matching: nomic-ai/contrastors 5f7b461, eval/mteb_eval/eval_mteb.py",
 )
-_ARCTIC = Family(
-    repositories={
-        "Snowflake/snowflake-arctic-embed-m-v2.0": 768,
-        "Snowflake/snowflake-arctic-embed-l-v2.0": 1024,
-    },
+_ARCTIC_L = Family(
+    repositories={"Snowflake/snowflake-arctic-embed-l-v2.0": 1024},
     prompts=_BARE | {"retrieval": sides("query: ", "")},
     pooling="cls",
     max_seq_length=8192,
     truncate_dims=(256,),
     licence="apache-2.0",
     source="model card; arXiv 2412.04506",
+)
+_ARCTIC_M = replace(  # gte-multilingual's backbone, the large one's is XLM-R
+    _ARCTIC_L,
+    repositories={"Snowflake/snowflake-arctic-embed-m-v2.0": 768},
+    native="gte",
+    native_of=("gte",),
 )
 _GRANITE = Family(
     repositories={
@@ -257,7 +260,8 @@ FAMILIES: tuple[Family, ...] = (
     *JINA,
     _GEMMA,
     _NOMIC,
-    _ARCTIC,
+    _ARCTIC_M,
+    _ARCTIC_L,
     _GRANITE,
     _MINILM,
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 from encoders.batching import Batch
 from encoders.errors import UnsupportedModelError
 from encoders.forward import Forward
-from encoders.loading import check_positions, load_model
+from encoders.loading import check_positions, load_model, look_both_ways
 from encoders.pairs import TokenizedPairs
 from encoders.pooling import pool
 from encoders.rerank_families import YesNoFamily
@@ -36,6 +36,8 @@ def load_head(protocol: RerankProtocol, dtype: torch.dtype, device: torch.device
     repository = protocol.repository.on_this_machine(weights=True)
     model, _ = load_model(repository.name, repository.path, dtype, auto)
     _check_fit(protocol, model)
+    if getattr(model.config, "is_causal", None) is False:
+        look_both_ways(protocol.repository.name, model.base_model)
     model.to(device)
     return Classifier(model) if protocol.family is None else Words(model, protocol.family)
 

@@ -21,8 +21,8 @@ from encoders.protocol import Protocol
 _UNUSED_PARTS = ("pooler.",)
 # Encoder-decoders whose encoder half gives embeddings; transformers would load both halves.
 _ENCODER_HALVES = ("t5", "mt5", "umt5")
-# Of a language model whose states are taken before it.
-_HEADS = ("lm_head.",)
+# What the states are taken before.
+_HEADS = ("lm_head.", "pooler.", "classifier.")
 # Of safetensors' number formats those that a backbone may be loaded in.
 _STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -38,11 +38,17 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
     remote_code = protocol.options.trust_remote_code
     repository = protocol.repository.on_this_machine(weights=True, remote_code=remote_code)
     folder = repository.path / protocol.transformer_folder
-    native = native_config(model, repository.json_object(protocol.transformer_folder, "config.json"))
+    said = repository.json_object(protocol.transformer_folder, "config.json")
+    try:
+        native = native_config(model, said, own_code=remote_code)
+    except (ValueError, KeyError) as error:
+        raise UnsupportedModelError(f"{model} cannot be loaded: {error}") from error
     backbone, unexpected = load_model(model, folder, dtype, config=native, trust_remote_code=remote_code)
     if native is not None:
         _check_nothing_left(model, backbone, unexpected)
     _check_fit(protocol, backbone)
+    if getattr(backbone.config, "is_causal", None) is False and not remote_code:
+        look_both_ways(model, backbone)
     return backbone
 
 
@@ -140,6 +146,34 @@ def _check_fit(protocol: Protocol, backbone: Any) -> None:
         raise UnsupportedModelError(
             f"{model}: {kind} is an encoder-decoder; of these only {', '.join(_ENCODER_HALVES)} are done"
         )
+
+
+@torch.no_grad()
+def look_both_ways(model: str, backbone: Any) -> None:
+    """Make a causal class's tokens see all others, as `is_causal: false` in its config.json asks.
+
+    transformers then leaves out the causal mask, but a batch without padding gets no mask at all, and its attention
+    goes by the module's own `is_causal`, which stays true: the text alone and the padded one would differ.
+
+    Raises:
+        UnsupportedModelError: The class goes on looking one way.
+    """
+    for module in backbone.modules():
+        if getattr(module, "is_causal", False) is True:
+            module.is_causal = False
+    for length, mask in ((4, None), (5, torch.tensor([[1, 1, 1, 1, 0]]))):
+        one = torch.arange(1, length + 1)[None]
+        other = one.clone()
+        other[0, 3] = 0
+        before, after = (
+            backbone(input_ids=ids, attention_mask=mask).last_hidden_state[0, 0] for ids in (one, other)
+        )
+        if torch.equal(before, after):
+            raise UnsupportedModelError(
+                f"{model}: config.json says is_causal=false, and {type(backbone).__name__} goes on with causal "
+                "attention, so every vector would be a wrong one; give a repository of a bidirectional class, or "
+                "read its own code and allow it for a pinned revision (encoder.trust_remote_code)"
+            )
 
 
 def check_positions(name: str, model: Any, max_seq_length: int) -> None:

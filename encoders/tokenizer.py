@@ -220,7 +220,11 @@ def load_tokenizer(repository: Repository, folder: str = "", *, trust_remote_cod
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path,
-            config=native_config(repository.name, repository.json_object(folder, "config.json")),
+            config=native_config(
+                repository.name,
+                repository.json_object(folder, "config.json"),
+                own_code=trust_remote_code,
+            ),
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, KeyError) as error:

@@ -90,7 +90,7 @@ def read_transformer(
             "encoder.model, and this adapter to the tasks that take it: encoder.adapters"
         )
     if not trust_remote_code:
-        if not native and native_architecture(repository.name, config) is None:
+        if native_architecture(repository.name, config) is None and not native:
             _refuse_own_code(repository, "config.json", config)
         _refuse_own_code(repository, "tokenizer_config.json", tokenizer)
     widths = [config[key] for key in ("hidden_size", "d_model", "dim", "n_embd") if key in config]
@@ -163,7 +163,8 @@ def _max_seq_length(
     longest: int | None,
 ) -> int:
     """What the configuration wants, else what the repository states, else what tokenizer, backbone and row allow."""
-    positions = config.get("max_position_embeddings")
+    # Nomic's files have both, and the first is what its code goes by.
+    positions = config.get("n_positions") or config.get("max_position_embeddings")
     limits = [tokenizer.get("model_max_length", tokenizer.get("max_len")), positions]
     allowed = min(
         (int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT), default=None

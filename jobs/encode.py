@@ -19,7 +19,7 @@ from encoders.allocator import keep_freed_memory
 from encoders.encoder import Encoder
 from encoders.finishing import cast
 from encoders.preflight import preflight
-from encoders.tokenizer import TokenizedTexts
+from encoders.tokenized import TokenizedTexts
 from jobs.cargo import pack, tokens_of, unpack_table, vector_columns
 from jobs.losses import without_lost
 from jobs.run_spec import Encoding, RunSpec, Work
@@ -73,7 +73,6 @@ class EncodeFragment:
             "num_padding": num_padding,
             "halved_budget": self._encoder.max_batch_tokens if self._encoder.budget_halved else 0,
             "preflight_cosine": 1.0 if self._preflight_cosine is None else self._preflight_cosine,
-            "num_prompts": len(prompts),
             "num_encodings": len(encodings),
             "actor": self._name,
         }

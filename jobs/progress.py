@@ -28,7 +28,9 @@ class Tally:
     Attributes:
         rows: Rows of finished fragments.
         vectors: Vectors written, over all views.
-        tokens: Tokens encoded, once for each distinct prompt and adapter.
+        prompts: For how many prompts texts were tokenized, summed over fragments.
+        encodings: How often they were encoded: for each distinct prompt and adapter, summed over fragments.
+        tokens: Tokens encoded in all of these.
         padding: Tokens computed for nothing.
         truncated: Vectors whose text the model did not see whole.
         rejected: Rows without a vector, by reason.
@@ -41,6 +43,8 @@ class Tally:
 
     rows: int = 0
     vectors: int = 0
+    prompts: int = 0
+    encodings: int = 0
     tokens: int = 0
     padding: int = 0
     truncated: int = 0
@@ -59,6 +63,8 @@ class Tally:
         self.vectors += sum(part.num_rows for part in receipt.parts.values())
         self.truncated += sum(part.num_truncated for part in receipt.parts.values())
         self.rejected.update(receipt.rejected)
+        self.prompts += spent["num_prompts"]
+        self.encodings += spent["num_encodings"]
         self.tokens += spent["num_encoded_tokens"]
         self.padding += spent["num_padding"]
         if spent["halved_budget"]:

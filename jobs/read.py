@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from encoders.chunking import Chunker
@@ -18,6 +20,9 @@ from jobs.long_texts import chunk_rows
 from jobs.rows import NO_TOKENS, TOO_LONG, Rows, read_rows, text_hashes, unreadable_rows
 from jobs.run_spec import RunSpec, Work
 from jobs.storage import open_store
+
+# Characters of a text that nearly always hold a token.
+_BEGINNING = 64
 
 
 class Reader:
@@ -54,7 +59,7 @@ class Reader:
         if work.num_sampled is not None:
             rows = rows.sample(work.num_sampled)
         read = time.perf_counter()
-        rows, tokenized = self._tokenize(rows, work)
+        rows, tokenized, num_prompts = self._tokenize(rows, work)
         tokens: dict[str, pa.Array] = {}
         for key, texts in enumerate(tokenized):
             tokens |= token_columns(key, texts)
@@ -65,6 +70,7 @@ class Reader:
                 "row_numbers": pa.table({"row": pa.array(rows.row_numbers, pa.int64())}),
                 "rejects": rows.rejects,
                 "tokens": pa.table(tokens),
+                "num_prompts": num_prompts,
                 "read_seconds": read - started,
                 "tokenize_seconds": time.perf_counter() - read,
             }
@@ -78,8 +84,10 @@ class Reader:
                 raise
             return unreadable_rows(work.fragment, self._run.reading)
 
-    def _tokenize(self, rows: Rows, work: Work) -> tuple[Rows, list[TokenizedTexts]]:
+    def _tokenize(self, rows: Rows, work: Work) -> tuple[Rows, list[TokenizedTexts], int]:
         """Token ids for each distinct prompt; texts that come out empty or, if so wanted, too long are rejects.
+
+        And for how many prompts all texts were tokenized.
 
         That a text is empty bare or under one of the run's prompts counts for all views, also for those made earlier
         or later: which views happen to be missing must not decide which rows one of them holds. So it is with texts
@@ -91,21 +99,33 @@ class Reader:
         if self._chunker is not None:
             rows = chunk_rows(rows, self._chunker.cut(rows.texts), self._run.reading, shard)
         prompts = self._run.prompts(work)
-        asked = dict.fromkeys([*prompts, *self._emptying_prompts, *self._limiting_prompts])
+        asked = dict.fromkeys([*prompts, *self._limiting_prompts])
         tokenized = {prompt: self._tokenizer.prepare(rows.texts, prompt) for prompt in asked}
         wanted = [tokenized[prompt] for prompt in prompts]
-        empty = np.logical_or.reduce([texts.lengths == 0 for texts in tokenized.values()])
+        elsewhere = [self._are_empty(rows.texts, one) for one in self._emptying_prompts if one not in asked]
+        empty = np.logical_or.reduce([*(texts.lengths == 0 for texts in tokenized.values()), *elsewhere])
         none = np.zeros_like(empty)
         too_long = np.logical_or.reduce([none, *(tokenized[one].truncated for one in self._limiting_prompts)])
         if not (empty | too_long).any():
-            return rows, wanted
+            return rows, wanted, len(asked)
         rows = rows.without(np.flatnonzero(empty).tolist(), NO_TOKENS, self._run.reading, shard)
         rows = rows.without(np.flatnonzero(too_long[~empty]).tolist(), TOO_LONG, self._run.reading, shard)
-        return rows, [texts.take(np.flatnonzero(~(empty | too_long))) for texts in wanted]
+        kept = np.flatnonzero(~(empty | too_long))
+        return rows, [texts.take(kept) for texts in wanted], len(asked)
 
-    def _chunk_late(self, chunker: LateChunker, rows: Rows, work: Work) -> tuple[Rows, list[TokenizedTexts]]:
+    def _are_empty(self, texts: Sequence[str], prompt: Prompt) -> npt.NDArray[np.bool_]:
+        """Which texts have no token under a prompt that they are not embedded with; most begin with one."""
+        beginnings = [text[:_BEGINNING] for text in texts]
+        empty: npt.NDArray[np.bool_] = self._tokenizer.prepare(beginnings, prompt).lengths == 0
+        unsure = np.flatnonzero(empty).tolist()
+        empty[unsure] = self._tokenizer.prepare([texts[row] for row in unsure], prompt).lengths == 0
+        return empty
+
+    def _chunk_late(
+        self, chunker: LateChunker, rows: Rows, work: Work
+    ) -> tuple[Rows, list[TokenizedTexts], int]:
         """A row a chunk, and the token ids of the texts that the chunks were cut from."""
         chunks, tokenized = chunker.cut_in_place(rows.texts)
         kept = np.flatnonzero(chunks.counts)
         rows = chunk_rows(rows, chunks, self._run.reading, work.fragment.shard.path)
-        return rows, [tokenized[prompt].take(kept) for prompt in self._run.prompts(work)]
+        return rows, [tokenized[prompt].take(kept) for prompt in self._run.prompts(work)], len(tokenized)

@@ -83,7 +83,10 @@ def show_run(
         "seconds": f"{times.total:.1f}, Ray's start {times.ray_start:.1f} of them",
     }
     if tally.receipts:
+        done = len(tally.receipts)
         lines |= {
+            "fragments": f"{done:,} read, each tokenized for {_number(tally.prompts / done, 'prompt')} and encoded "
+            f"{_number(tally.encodings / done, 'time')}",
             "tokens per second": f"{tally.tokens / seconds:,.0f}",
             "worker seconds": ", ".join(f"{stage} {spent:.1f}" for stage, spent in tally.seconds.items()),
             "padding": _share(tally.padding, tally.padding + tally.tokens),
@@ -140,6 +143,11 @@ def _print_table(console: Console, title: str, lines: Mapping[str, str]) -> None
     for name, value in lines.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def _number(mean: float, noun: str) -> str:
+    """Not whole where fragments lacked different views."""
+    return f"{mean:.3g} {noun}" + ("" if mean == 1 else "s")
 
 
 def _share(part: float, whole: float) -> str:

@@ -278,11 +278,20 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "nomic-ai/nomic-embed-text-v1.5": Layout(
         "wordpiece",
-        lambda **sizes: NomicBertConfig(**sizes, max_position_embeddings=8192),
+        lambda **sizes: NomicBertConfig(**sizes, max_position_embeddings=2048),
         "mean",
         modules=[legacy("mean")],
         length=8192,
         changes=_REMOTE | {"rotary_scaling_factor": None, "n_positions": 8192},
+    ),
+    "Snowflake/snowflake-arctic-embed-m-v2.0": Layout(
+        "unigram",
+        _gte,
+        "cls",
+        modules=[legacy("cls"), NORMALIZE],
+        prompts={"query": "query: "},
+        length=8192,
+        changes=_REMOTE,
     ),
     "Snowflake/snowflake-arctic-embed-l-v2.0": Layout(
         "unigram",

@@ -125,7 +125,7 @@ def test_what_a_repository_does_not_say_is_the_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "row", "message"),
     [
-        ({"model_type": "new"}, "Alibaba-NLP/gte-base-en-v1.5", "model_type 'new'.*'gte' is known"),
+        ({"model_type": "newer"}, "Alibaba-NLP/gte-base-en-v1.5", "model_type 'newer'.*'gte' is known"),
         ({"model_type": "xlm-roberta"}, "jinaai/jina-embeddings-v3-hf", "model_type 'xlm-roberta'"),
         (
             {"model_type": "nomic_bert", "rotary_scaling_factor": 2.0},

@@ -91,6 +91,7 @@ PROMPTS: dict[str, dict[str, str]] = {
         "classification": "classification: ",
         "clustering": "clustering: ",
     },
+    "Snowflake/snowflake-arctic-embed-m-v2.0": BARE | {"retrieval/query": "query: "},
     "Snowflake/snowflake-arctic-embed-l-v2.0": BARE | {"retrieval/query": "query: "},
     "ibm-granite/granite-embedding-english-r2": BARE,
     "sentence-transformers/all-MiniLM-L6-v2": BARE,

@@ -21,7 +21,7 @@ from encoders.protocol import resolve_protocol
 from encoders.stretches import Stretches
 from encoders.tokenizer import Tokenizer
 from tests.encoders.reference import assert_same
-from tests.encoders.repositories import TEXTS, WIDTH, dense, write_repository
+from tests.encoders.repositories import TEXTS, WIDTH, dense, edit_json, write_repository
 
 LONG = ["How do batteries store energy, and why do they lose it? Größe 🙂 " * 4, *TEXTS]
 PROMPTS = ("", "query: ")
@@ -32,15 +32,23 @@ def pooling(mode: str, **more: Any) -> tuple[str, dict[str, Any]]:
 
 
 def plainly(
-    folder: Path, text: str, prompt: str, spans: list[tuple[int, int]], mode: str, suffix: str = ""
+    folder: Path,
+    text: str,
+    prompt: str,
+    spans: list[tuple[int, int]],
+    mode: str,
+    suffix: str = "",
+    most: int = 48,
 ) -> np.ndarray:
-    """Pooled and normalised states of the tokens that reach into each span of the text, cut at 48 tokens."""
+    """Pooled and normalised states of the tokens that reach into each span of the text, cut at `most` tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.model_max_length = 10**6
     model = AutoModel.from_pretrained(folder).eval()
     whole = tokenizer(prompt + text + suffix, return_offsets_mapping=True, return_special_tokens_mask=True)
-    if len(whole["input_ids"]) > 48:  # one token stands behind the text, whatever the tokenizer or the suffix
-        whole = {name: [*values[:47], values[-1]] for name, values in whole.items()}
+    if (
+        len(whole["input_ids"]) > most
+    ):  # one token stands behind the text, whatever the tokenizer or the suffix
+        whole = {name: [*values[: most - 1], values[-1]] for name, values in whole.items()}
     with torch.no_grad():
         ids, mask = (
             torch.tensor([whole["input_ids"]]),
@@ -101,6 +109,32 @@ def test_each_chunk_is_pooled_from_the_states_of_the_whole_text(
         assert_same(vectors, np.concatenate(expected))
         assert texts.truncated.tolist()[0]
         assert len(texts.pooled_truncated) == len(texts.pooled_lengths) == len(spans)
+
+
+@pytest.mark.parametrize(("architecture", "mode"), [("modernbert", "mean"), ("qwen3", "lasttoken")])
+def test_a_document_of_many_chunks_is_encoded_once_and_whole(
+    tmp_path: Path, architecture: str, mode: str
+) -> None:
+    """Its first and its last chunk know of each other only if nothing was cut, and nothing encoded in pieces."""
+    folder = write_repository(
+        tmp_path,
+        architecture,
+        modules=[pooling(mode), ("Normalize", {})],
+        transformer={"max_seq_length": 4096},
+        tokenizer={"model_max_length": 4096},
+    )
+    edit_json(folder / "config.json", max_position_embeddings=4096)
+    document = " ".join(f"{number}. {TEXTS[number % len(TEXTS)]}" for number in range(60))
+    protocol = resolve_protocol(str(folder))
+    chunks, tokenized = LateChunker(Tokenizer(protocol), PROMPTS, 128, 16).cut_in_place([document])
+    spans = list(zip(chunks.char_starts.tolist(), chunks.char_ends.tolist(), strict=True))
+    assert len(spans) > 10
+    assert (spans[0][0], spans[-1][1]) == (0, len(document))
+    encoder = Encoder.load(protocol, device="cpu")
+    for prompt in PROMPTS:
+        assert tokenized[prompt].truncated.tolist() == [False]
+        vectors = encoder.encode(tokenized[prompt]).vectors
+        assert_same(vectors, plainly(folder, document, prompt, spans, mode, most=4096))
 
 
 def test_a_text_before_a_suffix_is_cut_and_the_suffix_is_no_chunk_s(tmp_path: Path) -> None:

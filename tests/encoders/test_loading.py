@@ -5,15 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from shutil import copytree
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BartConfig, BartModel, BertForMaskedLM, T5ForConditionalGeneration
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BartConfig,
+    BartModel,
+    BertForMaskedLM,
+    OpenAIGPTConfig,
+    OpenAIGPTModel,
+    T5ForConditionalGeneration,
+)
 
+from encoders.encoder import Encoder
 from encoders.errors import EncoderError, ModelNotFoundError, UnsupportedModelError
-from encoders.loading import load_backbone
+from encoders.loading import load_backbone, look_both_ways
 from encoders.protocol import EncoderOptions, resolve_protocol
-from tests.encoders.reference import assert_same, ours, theirs
+from encoders.tokenizer import Tokenizer
+from tests.encoders.reference import assert_same, cosines, ours, theirs
 from tests.encoders.repositories import (
     MAX_TOKENS,
     MEAN,
@@ -129,3 +141,45 @@ def test_a_folder_that_changed_since_it_was_opened_is_an_error(folder: Path) -> 
     edit_weights(folder, **{"pooler.dense.bias": torch.zeros(32)})
     with pytest.raises(EncoderError, match="differs on this machine"):
         load_backbone(protocol, torch.float32)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen3-causal"])
+def test_a_causal_class_that_is_told_to_look_both_ways_does(architecture: str, tmp_path: Path) -> None:
+    """The causal mask is left out then, and a text without padding is causal all the same."""
+    folder = write_repository(tmp_path / "model", architecture)
+    causal = ours(folder, TEXTS)
+    edit_json(folder / "config.json", is_causal=False)
+    # Eager attention adds the mask to its scores and goes by nothing else.
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected = []
+    for text in TEXTS:
+        ids = torch.tensor([tokenizer(text, truncation=True, max_length=48)["input_ids"]])
+        with torch.no_grad():
+            pooled = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].mean(0)
+        expected.append((pooled / pooled.norm()).numpy())
+    both_ways = ours(folder, TEXTS)
+    assert_same(both_ways, np.stack(expected))
+    assert cosines(both_ways, causal)[0] < 0.999
+    protocol = resolve_protocol(str(folder))
+    encoder, texts = Encoder.load(protocol, device="cpu"), Tokenizer(protocol).prepare(TEXTS)
+    assert_same(encoder.reference(texts), both_ways)
+    encoder._forward.packed = False
+    encoder._forward._backbone.set_attn_implementation("sdpa")
+    assert_same(encoder.encode(texts).vectors, both_ways)
+
+
+def test_a_causal_class_that_goes_on_looking_one_way_is_an_error() -> None:
+    config = OpenAIGPTConfig(vocab_size=20, n_embd=32, n_layer=2, n_head=4, n_positions=16, is_causal=False)
+    with pytest.raises(UnsupportedModelError, match=r"is_causal=false, and OpenAIGPTModel goes on"):
+        look_both_ways("model", OpenAIGPTModel(config).eval())
+
+
+def test_a_number_format_in_which_a_model_overflows_is_refused_before_its_weights_are_read(
+    folder: Path,
+) -> None:
+    (folder / "model.safetensors").unlink()
+    row = {"forbidden_dtypes": ["float16"], "prompts": {"retrieval": ""}}
+    protocol = resolve_protocol(str(folder), options=EncoderOptions(protocol=row))
+    with pytest.raises(EncoderError, match=r"overflows in float16; take encoder\.dtype"):
+        Encoder.load(protocol, device="cpu", dtype="float16")

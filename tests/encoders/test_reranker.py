@@ -77,10 +77,10 @@ def qwen3_recipe(
     return float(torch.stack([logits[no], logits[yes]]).softmax(0)[1])
 
 
-def zerank_recipe(folder: Path, query: str, document: str) -> float:
+def zerank_recipe(folder: Path, query: str, document: str, attention: str = "sdpa") -> float:
     """What the repository's own code does, with the chat template written out; for pairs that are not too long."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval()
     text = (
         f"<|im_start|>system\n{query.strip()}<|im_end|>\n<|im_start|>user\n{document.strip()}<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -166,6 +166,17 @@ def test_qwen3_reranker_scores_as_its_card_does(tied: bool, instruction: str | N
     expected = [qwen3_recipe(folder, *pair, instruction or default) for pair in PAIRS]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert np.ptp(scores) > 0.1
+
+
+def test_a_language_model_that_is_told_to_look_both_ways_does(tmp_path: Path) -> None:
+    folder = write_language_model(tmp_path / "model")
+    causal = ours(folder, PAIRS[:6], family="zerank")
+    edit_json(folder / "config.json", is_causal=False)
+    scores = ours(folder, PAIRS[:6], family="zerank")
+    # Eager attention adds the mask to its scores and goes by nothing else.
+    expected = [zerank_recipe(folder, *pair, attention="eager") for pair in PAIRS[:6]]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert np.abs(scores - causal).max() > 1e-3
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -84,6 +84,19 @@ def test_texts_are_tokenized_once_for_each_prompt_and_encoded_once_for_each_adap
     assert encoded["num_encoded_tokens"] == lengths[0] + 4 * lengths[1]
 
 
+@pytest.mark.parametrize("beginning", [0, 1, 64])
+def test_a_text_is_empty_only_if_all_of_it_is(
+    bench: Bench, beginning: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The raw text of this model has no token of the tokenizer's own, and none of the views embeds it raw."""
+    monkeypatch.setattr("jobs.read._BEGINNING", beginning)
+    write_shard(bench.corpus, "s.parquet", {"id": range(5), "text": ["", *TEXTS]})
+    receipt, spent = bench.embed()
+    assert receipt.rejected == {"no_tokens": 1}
+    assert bench.part(receipt, VIEWS[0])["id"].to_pylist() == [1, 2, 3, 4]
+    assert spent["num_prompts"] == 2
+
+
 def test_a_fragment_begins_with_the_adapter_that_the_last_one_ended_with(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

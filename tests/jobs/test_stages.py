@@ -22,7 +22,7 @@ from jobs.encode import EncodeFragment
 from jobs.errors import CorpusError, OutputError, StorageError
 from jobs.footers import Columns
 from jobs.read import Reader
-from jobs.records import RECEIPTS, Receipt
+from jobs.records import RECEIPTS, LongTextRecord, Receipt
 from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.write import Writer
 from tests.encoders.repositories import write_repository
@@ -51,9 +51,10 @@ class Bench:
     precision: str = "float32"
     ranges: Ranges | None = None
     skip: bool = False
+    long_text: LongTextRecord | None = None
 
     def run(self) -> tuple[RunSpec, Work]:
-        _, fragment, reading = only_fragment(self.corpus, self.columns)
+        _, fragment, reading = only_fragment(self.corpus, self.columns, long_text=self.long_text)
         protocol = resolve_protocol(str(self.model))
         specs = tuple(
             ViewSpec(
