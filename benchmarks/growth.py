@@ -75,7 +75,9 @@ RECORD = ViewRecord(
 def main() -> None:
     """Measure every size, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("shards", type=int, nargs="+", help="how many shards; several sizes one after the other")
+    parser.add_argument(
+        "shards", type=int, nargs="+", help="how many shards; several sizes one after the other"
+    )
     parser.add_argument("--s3", action="store_true", help="in a bucket of moto's, not on disk")
     parser.add_argument("--profile", choices=PHASES, help="print where a phase spends its time")
     parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
@@ -115,7 +117,11 @@ def place(*, s3: bool) -> Iterator[str]:
         server.start()
         stack.callback(server.stop)
         host, port = server.get_host_and_port()
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        keys = {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
         os.environ |= {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
         boto3.client("s3").create_bucket(Bucket="growth")
         yield "s3://growth"
@@ -125,7 +131,9 @@ def write_shards(store: Store, num_shards: int) -> None:
     """Files of one row; the same in each, for only their names make them different fragments."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"id": [0], "text": ["a text"]}), sink)
-    write_files(store, [f"shard-{number:06}.parquet" for number in range(num_shards)], sink.getvalue().to_pybytes())
+    write_files(
+        store, [f"shard-{number:06}.parquet" for number in range(num_shards)], sink.getvalue().to_pybytes()
+    )
 
 
 def write_files(store: Store, paths: Sequence[str], content: bytes | Sequence[bytes]) -> None:
