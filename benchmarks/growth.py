@@ -44,9 +44,9 @@ from jobs.commit import build_manifest, publish, sweep
 from jobs.corpus import list_corpus
 from jobs.footers import Columns, read_footers
 from jobs.holdings import take_stock
-from jobs.plan import Plan, lay_out, make_plan, unknown_shards
+from jobs.plan import lay_out, make_plan, unknown_shards
 from jobs.progress import Tally
-from jobs.records import MANIFEST, Manifest, PartRecord, Receipt, ViewRecord
+from jobs.records import MANIFEST, RECEIPTS, Manifest, PartRecord, Receipt, ViewRecord
 from jobs.rows import Reading
 from jobs.run_spec import ViewSpec, Work
 from jobs.storage import Location, Store, open_store
@@ -185,8 +185,12 @@ def run_phase(phase: str, root: str, *, profiled: bool) -> dict[str, Any]:
         profile.disable()
         pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(25)
     peak = peak_mib()
-    if phase == "first":  # for the second phase: what the first one swept
-        leave_behind(store, manifest.receipts)
+    if phase == "first":  # for the second phase: receipts, which the sweep took away, and no manifest
+        names = (
+            digest(sorted(part.path for part in receipt.parts.values())) for receipt in manifest.receipts
+        )
+        contents = [receipt.model_dump_json().encode() for receipt in manifest.receipts]
+        write_files(store, [f"{RECEIPTS}/{name}.json" for name in names], contents)
         store.delete([MANIFEST])
     size = 0 if phase == "first" else len(store.read(MANIFEST))
     return {"seconds": watch.seconds, "peak_mib": peak, "imports_mib": imports, "manifest_bytes": size}
@@ -208,11 +212,11 @@ def go(phase: str, watch: Stopwatch, source: Location, store: Store) -> Manifest
     assert len(plan.work) == (len(corpus.shards) if phase == "first" else 0)
     tally = Tally()
     if plan.work:
-        receipts = [receipt_for(work) for work in plan.work]
-        leave_behind(store, receipts, plan)
-        with watch.step("receipts"):
-            for receipt in receipts:
-                tally.add(spent_on(receipt))
+        write_files(store, [path for work in plan.work for path in work.parts.values()], PART)
+        for work in plan.work:
+            spent = spent_on(work)
+            with watch.step("receipts"):
+                tally.add(spent)
     with watch.step("manifest"):
         manifest = build_manifest(
             plan,
@@ -226,7 +230,7 @@ def go(phase: str, watch: Stopwatch, source: Location, store: Store) -> Manifest
     if phase == "rerun":
         with watch.step("compare"):
             assert holdings.manifest is not None
-            assert manifest.digest == holdings.manifest.digest
+            assert manifest.equals(holdings.manifest)
             assert holdings.is_tidy
         return manifest
     with watch.step("publish"):
@@ -236,7 +240,7 @@ def go(phase: str, watch: Stopwatch, source: Location, store: Store) -> Manifest
     return manifest
 
 
-def receipt_for(work: Work) -> Receipt:
+def spent_on(work: Work) -> dict[str, Any]:
     """What the writer would say of a fragment."""
     parts = {
         view: PartRecord(
@@ -245,7 +249,7 @@ def receipt_for(work: Work) -> Receipt:
         for view, path in work.parts.items()
     }
     fragment = work.fragment
-    return Receipt(
+    receipt = Receipt(
         fragment=fragment.id,
         shard=fragment.shard.path,
         num_rows=fragment.num_rows,
@@ -253,20 +257,7 @@ def receipt_for(work: Work) -> Receipt:
         rejects=None,
         parts=parts,
     )
-
-
-def leave_behind(store: Store, receipts: Sequence[Receipt], plan: Plan | None = None) -> None:
-    """Parts (where there is a plan) and receipts, as the workers leave them."""
-    if plan is not None:
-        write_files(store, [path for work in plan.work for path in work.parts.values()], PART)
-    works = (sorted(part.path for part in receipt.parts.values()) for receipt in receipts)
-    paths = [f"_receipts/{digest(paths)}.json" for paths in works]
-    write_files(store, paths, [receipt.model_dump_json().encode() for receipt in receipts])
-
-
-def spent_on(receipt: Receipt) -> dict[str, Any]:
-    """A row of the pipeline's end."""
-    seconds = {f"{stage}_seconds": 0.001 for stage in ("read", "tokenize", "encode", "write")}
+    seconds = {f"{stage}_seconds": 0.001 for stage in ("read", "tokenize", "encode", "starved", "write")}
     return {
         "receipt": receipt.model_dump_json().encode(),
         "num_encoded_tokens": 7,
