@@ -1,6 +1,7 @@
 # make demo    embed the standard library's documentation with a small model, and ask it questions
 # make test    the test suite (a GPU's tests aside)
 # make check   style, types, and which package may import which
+# make bench-smoke    the benchmarks at a tiny size, to see that they run
 # make clean   remove what these made
 
 PYTHON = python3
@@ -8,7 +9,7 @@ PYTHON = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench-smoke clean
 
 demo: $(INSTALLED) demo/.corpus
 	@$(BIN)/python -m jobs.embed examples/demo.yaml --model "$$($(BIN)/python examples/minilm.py)"
@@ -25,6 +26,12 @@ check: $(INSTALLED)
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 	@report=$$($(BIN)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
+
+bench-smoke: $(INSTALLED)
+	@$(BIN)/python benchmarks/growth.py 100
+	@$(BIN)/python benchmarks/tiny.py 20 --model "$$($(BIN)/python examples/minilm.py)"
+	@$(BIN)/python benchmarks/pipeline.py --model "$$($(BIN)/python examples/minilm.py)" \
+		--nodes 1 --gpus 2 --rows-per-second 1000 --seconds 8 --fragment-rows 200
 
 clean:
 	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

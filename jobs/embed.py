@@ -267,8 +267,10 @@ def _lay_out(job: _Job, footers: Sequence[Footer | BadShard]) -> tuple[Layout, R
 def _calibrate(job: _Job, layout: Layout, reading: Reading, console: Console) -> tuple[_Job, float]:
     """The job with all the ranges that it needs; and how long Ray took to start, where it was needed."""
     views = [spec for spec in job.views if spec.view.task not in job.ranges]
+    if job.config.encoder.precision != "int8" or not views:
+        return job, 0.0
     fragments = fragments_of(job.corpus, layout, reading)
-    if job.config.encoder.precision != "int8" or not views or not fragments:
+    if not fragments:
         return job, 0.0
     sample = sample_of(fragments, job.config.output.calibration_rows or CALIBRATION_ROWS)
     found = sample.ranges(views, job.holdings)
@@ -392,7 +394,7 @@ def _commit(
         views=job.records,
         ranges=job.ranges,
     )
-    if held is not None and manifest.digest == held.digest:
+    if held is not None and manifest.equals(held):
         if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep
             lease.confirm()
             sweep(job.store, held)

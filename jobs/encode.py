@@ -42,10 +42,13 @@ class EncodeFragment:
         )
         self._preflight_cosine: float | None = None
         self._name = f"{platform.node()}:{os.getpid()}"
+        self._idle_since: float | None = None
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Encode one fragment."""
         started = time.perf_counter()
+        # The wait before the first fragment is the start of the run, not a lack of readers.
+        starved = 0.0 if self._idle_since is None else started - self._idle_since
         tokens = unpack_table(row, "tokens")
         work = Work.from_json(row["work"][0].as_py())
         vectors: dict[str, pa.Array] = {}
@@ -68,6 +71,7 @@ class EncodeFragment:
             num_padding += encoded.num_padding
         cells: dict[str, object] = {
             "vectors": pa.table(vectors),
+            "starved_seconds": starved,
             "encode_seconds": time.perf_counter() - started,
             "num_encoded_tokens": num_tokens,
             "num_padding": num_padding,
@@ -83,9 +87,11 @@ class EncodeFragment:
         kept = row.drop_columns(
             [name for name in row.column_names if name in ("tokens", "row_numbers", *cells)]
         )
-        return pa.Table.from_arrays(
+        encoded_row = pa.Table.from_arrays(
             [*kept.columns, *packed.columns], names=[*kept.column_names, *packed.column_names]
         )
+        self._idle_since = time.perf_counter()
+        return encoded_row
 
     def _by_adapter(self, encodings: Sequence[Encoding]) -> list[Encoding]:
         """Those of the adapter in use, then those of each other one."""

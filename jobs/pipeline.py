@@ -142,7 +142,7 @@ def embed_fragments(
         TaskvecError: What a worker raised on purpose.
         JobError: Anything else that a worker died of.
     """
-    return _stream(run, work, compute, _Write)
+    return stream(run, work, compute, (_Read, _Encode, _Write))
 
 
 def calibrate_fragments(
@@ -154,18 +154,24 @@ def calibrate_fragments(
         TaskvecError: What a worker raised on purpose.
         JobError: Anything else that a worker died of.
     """
-    return _stream(run, work, compute, _Calibrate)
+    return stream(run, work, compute, (_Read, _Encode, _Calibrate))
 
 
-def _stream(
-    run: RunSpec, work: Sequence[Work], compute: ComputeConfig, last: type
+def stream(
+    run: RunSpec, work: Sequence[Work], compute: ComputeConfig, actors: tuple[type, type, type]
 ) -> Generator[dict[str, Any], None, None]:
+    """Run the fragments through a reader, an encoder and a last stage; yields what the last one says of each.
+
+    Raises:
+        TaskvecError: What a worker raised on purpose.
+        JobError: Anything else that a worker died of.
+    """
     _configure(compute.no_progress_timeout_seconds)
     shipped = pickle.dumps(run)
     dataset = ray.data.from_items(
         [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
     )
-    for stage in _stages(compute, run.num_threads, last, num_fragments=len(work)):
+    for stage in _stages(compute, run.num_threads, actors, num_fragments=len(work)):
         dataset = dataset.map_batches(
             stage.actor,
             fn_constructor_args=[shipped, *stage.arguments],
@@ -192,7 +198,7 @@ class _Stage(NamedTuple):
 
 
 def _stages(
-    compute: ComputeConfig, num_threads: int | None, last: type, *, num_fragments: int
+    compute: ComputeConfig, num_threads: int | None, actors: tuple[type, type, type], *, num_fragments: int
 ) -> list[_Stage]:
     """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or few beside encoders on the CPU."""
 
@@ -208,11 +214,12 @@ def _stages(
             max_tasks_in_flight_per_actor=at_once + _FRAGMENTS_WAITING,
         )
 
+    reader, encoder, last = actors
     least, most, readers = compute.min_actors, compute.max_actors, compute.tokenize_concurrency
     if num_threads is None:
         return [
-            _Stage(_Read, _GPU_READER_CPUS, None, pool(readers or 1, readers, readers or 1)),
-            _Stage(_Encode, _GPU_ENCODER_CPUS, compute.gpus_per_actor, pool(least, most, least)),
+            _Stage(reader, _GPU_READER_CPUS, None, pool(readers or 1, readers, readers or 1)),
+            _Stage(encoder, _GPU_ENCODER_CPUS, compute.gpus_per_actor, pool(least, most, least)),
             _Stage(last, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
         ]
     room = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_threads)  # an autoscaler may find more
@@ -220,12 +227,12 @@ def _stages(
     first = max(least, min(most, room))
     if readers is None:
         whole = pool(least, most, first, at_once=2)
-        return [_Stage(_Embed, num_threads, None, whole, ((_Read, _Encode, last),))]
+        return [_Stage(_Embed, num_threads, None, whole, (actors,))]
     # Few, and one writer to begin with: what the helpers leave of a node still holds an encoder.
     writers = -(-most * num_threads // _THREADS_PER_HELPER)
     return [
-        _Stage(_Read, _CPU_HELPER_CPUS, None, pool(readers, readers, readers)),
-        _Stage(_Encode, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, first)),
+        _Stage(reader, _CPU_HELPER_CPUS, None, pool(readers, readers, readers)),
+        _Stage(encoder, num_threads - _CPU_SPARED_CPUS, None, pool(least, most, first)),
         _Stage(last, _CPU_HELPER_CPUS, None, pool(1, writers, 1)),
     ]
 

@@ -7,7 +7,7 @@ a log file a line now and then.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -37,7 +37,7 @@ class Tally:
         seconds: Time spent by stage, summed over workers.
         halved_budget: Tokens of a batch, where memory was too little for more; 0 where it was enough.
         preflight_cosine: The worst that an encoder saw of itself; 1.0 if none looked.
-        actors: Encoders that did some of it.
+        encoders: Seconds that each encoder was at work (`encode`) and without a fragment (`starved`), by its name.
         receipts: Of the finished fragments.
     """
 
@@ -52,7 +52,7 @@ class Tally:
     seconds: Counter[str] = field(default_factory=Counter)
     halved_budget: int = 0
     preflight_cosine: float = 1.0
-    actors: set[str] = field(default_factory=set)
+    encoders: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     receipts: list[Receipt] = field(default_factory=list)
 
     def add(self, spent: Mapping[str, Any]) -> None:
@@ -70,9 +70,17 @@ class Tally:
         if spent["halved_budget"]:
             self.halved_budget = min(spent["halved_budget"], self.halved_budget or spent["halved_budget"])
         self.preflight_cosine = min(self.preflight_cosine, spent["preflight_cosine"])
-        self.actors.add(spent["actor"])
+        for what in ("encode", "starved"):
+            self.encoders[spent["actor"]][what] += spent[f"{what}_seconds"]
         for stage in ("read", "tokenize", "encode", "write"):
             self.seconds[stage] += spent[f"{stage}_seconds"]
+
+    def starved_percent(self) -> dict[str, float]:
+        """Of its time from its first fragment to its last, what each encoder waited for the next one."""
+        return {
+            name: 100 * seconds["starved"] / max(seconds.total(), 1e-9)
+            for name, seconds in self.encoders.items()
+        }
 
 
 class ProgressLine:

@@ -221,6 +221,10 @@ class Manifest(_Record):
     bad_shards: tuple[BadShardRecord, ...]
     receipts: tuple[Receipt, ...]
 
+    def equals(self, other: Manifest) -> bool:
+        """Whether both are the same dataset, whenever they were committed; cheaper than two digests."""
+        return self.model_copy(update={"committed_at": other.committed_at}) == other
+
     def rejected(self) -> dict[str, int]:
         """Rows without a vector, by reason; a row counts once, however many views lack it."""
         by_fragment = {receipt.fragment: receipt.rejected for receipt in self.receipts}

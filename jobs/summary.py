@@ -70,7 +70,8 @@ def show_run(
     """Print what a run did; returns the summary.
 
     `rows` are those of the corpus; `embedded` and `existing` count vectors, over all views; `tokens` are those that
-    went through the encoder; `tokens_per_second` leaves Ray's start out of the time.
+    went through the encoder; `tokens_per_second` leaves Ray's start out of the time; `starved_percent` is what each
+    encoder waited for its next fragment, without the wait for its first.
     """
     seconds = max(times.total - times.ray_start, 1e-9)
     rejected = manifest.rejected()
@@ -91,7 +92,7 @@ def show_run(
             "worker seconds": ", ".join(f"{stage} {spent:.1f}" for stage, spent in tally.seconds.items()),
             "padding": _share(tally.padding, tally.padding + tally.tokens),
             "truncated": _share(tally.truncated, tally.vectors),
-            "encoders": str(len(tally.actors)),
+            "encoders": _encoders(tally),
             "preflight": f"lowest cosine to the plain path {tally.preflight_cosine:.6f}",
         }
     if tally.halved_budget:
@@ -111,6 +112,7 @@ def show_run(
         "tokens": tally.tokens,
         "seconds": round(times.total, 3),
         "tokens_per_second": round(tally.tokens / seconds, 1),
+        "starved_percent": {name: round(share, 2) for name, share in sorted(tally.starved_percent().items())},
         "output": output,
         "manifest": f"{output.rstrip('/')}/{MANIFEST}",
         "ray_start_seconds": round(times.ray_start, 3),
@@ -125,6 +127,11 @@ def _chunks(manifest: Manifest) -> str:
     return (
         f", {sum(part.num_rows for part in parts) / sum(part.num_embedded for part in parts):.2f} chunks each"
     )
+
+
+def _encoders(tally: Tally) -> str:
+    shares = tally.starved_percent().values()
+    return f"{len(shares)}, starved for {sum(shares) / len(shares):.1f} % of their time, {max(shares):.1f} % at most"
 
 
 def _raw(views: Sequence[str]) -> dict[str, str]:

@@ -99,8 +99,10 @@ def test_the_last_and_only_line_of_stdout_is_the_summary(dataset: Dataset) -> No
         "output": str(dataset.out),
         "manifest": str(dataset.out / "_manifest.json"),
     }
-    timed = {"seconds", "tokens_per_second", "ray_start_seconds"}
+    timed = {"seconds", "tokens_per_second", "ray_start_seconds", "starved_percent"}
     assert summary.keys() == expected.keys() | timed
+    assert all(0 <= share < 100 for share in summary["starved_percent"].values())
+    assert summary["starved_percent"]
     assert {name: summary[name] for name in expected} == expected
 
 

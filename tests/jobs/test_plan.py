@@ -281,8 +281,30 @@ def test_the_manifest_does_not_depend_on_the_order_in_which_fragments_finished(
 ) -> None:
     plan = plan_of(corpus)
     receipts = [finish(out, work) for work in plan.work]
-    digests = {commit(out, plan, order, corpus).digest for order in (receipts, receipts[::-1])}
-    assert len(digests) == 1
+    one, other = (commit(out, plan, order, corpus) for order in (receipts, receipts[::-1]))
+    assert one.digest == other.digest
+    assert one.equals(other)
+
+
+def test_a_manifest_that_was_read_back_equals_the_one_that_was_written_at_another_time(
+    corpus: Path, out: Path
+) -> None:
+    plan = plan_of(corpus)
+    written = commit(out, plan, [finish(out, work, rejected=1) for work in plan.work], corpus)
+    held = read_manifest(store_of(out))
+    assert held is not None
+    assert written.model_copy(update={"committed_at": "2001-01-01T00:00:00+00:00"}).equals(held)
+
+
+@pytest.mark.parametrize("field", sorted(Manifest.model_fields.keys() - {"committed_at"}))
+def test_manifests_that_differ_in_anything_but_their_time_are_not_equal(
+    corpus: Path, out: Path, field: str
+) -> None:
+    plan = plan_of(corpus)
+    manifest = commit(out, plan, [finish(out, work) for work in plan.work], corpus)
+    other = manifest.model_copy(update={field: "another"})
+    assert not manifest.equals(other)
+    assert not other.equals(manifest)
 
 
 def test_a_row_that_two_views_lack_counts_as_one_reject(corpus: Path, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,6 +183,21 @@ def test_views_of_one_prompt_are_encoded_once(bench: Bench) -> None:
     np.testing.assert_array_equal(
         vectors_of(bench.part(receipt, QUERY)), vectors_of(bench.part(receipt, CLUSTERING))
     )
+
+
+def test_an_encoder_is_starved_between_fragments_and_not_before_the_first(bench: Bench) -> None:
+    spec, work = bench.run()
+    encode, row = EncodeFragment(spec), Reader(spec)(row_of(work))
+    time.sleep(0.3)
+    assert encode(row)["starved_seconds"].to_pylist() == [0.0]
+    began = time.perf_counter()
+    time.sleep(0.3)
+    waited = time.perf_counter() - began
+    second = encode(row)
+    starved, at_work = (second[f"{what}_seconds"][0].as_py() for what in ("starved", "encode"))
+    assert 0.3 <= starved < waited + 0.1
+    assert 0 < at_work < time.perf_counter() - began - starved
+    assert encode(row)["starved_seconds"][0].as_py() < 0.1
 
 
 def test_half_precision_is_the_rounded_full_precision(bench: Bench) -> None:

@@ -1,0 +1,309 @@
+"""The pipeline without arithmetic: how long encoders wait for work on a cluster that this machine only pretends to be.
+
+    python benchmarks/pipeline.py --model "$(python examples/minilm.py)" --nodes 8 --gpus 8 --late-after 30
+
+Ray's nodes are real processes, their GPUs and cores are only numbers. Reading, tokenizing, writing, Ray Data and the
+encoder's actor are the job's own; but for the forward pass the actor sleeps, a fixed time for each token, so that all
+encoders together would make `--rows-per-second` if they never waited. One more node joins `--late-after` seconds
+after the start. All of it shares this machine's cores, so what is measured bounds a real cluster from below.
+
+Printed: the share of its time that an encoder waited for a fragment (not the wait for its first one), how long it took
+until the encoders were there, rows per second while all of them worked, and what the late node did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import pickle
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.cluster_utils import Cluster
+
+from encoders.protocol import Protocol, resolve_protocol
+from encoders.tasks import view_of
+from jobs import pipeline
+from jobs.config import ComputeConfig
+from jobs.corpus import list_corpus
+from jobs.footers import Columns, read_footers
+from jobs.holdings import take_stock
+from jobs.plan import Plan, lay_out, make_plan
+from jobs.progress import Tally
+from jobs.rows import Reading
+from jobs.run_spec import RunSpec, ViewSpec
+from jobs.storage import Location, open_store
+
+COLUMNS = Columns("id", ("text",), ())
+FRAGMENTS_PER_SHARD = 50
+SPARE_CPUS = 4  # of each pretended node, beside one for each encoder: for readers and writers
+
+
+def main() -> None:
+    """Make a corpus and a cluster, run, and print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--model", required=True, help="a folder in the sentence-transformers format; its tokenizer"
+    )
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--gpus", type=int, default=4, help="of each node; an encoder takes one (default 4)")
+    parser.add_argument("--least", type=int, default=1, help="compute.min_actors (default 1)")
+    parser.add_argument("--readers", type=int, help="compute.tokenize_concurrency (default: Ray decides)")
+    parser.add_argument("--rows-per-second", type=int, default=20_000, help="of all encoders together")
+    parser.add_argument(
+        "--seconds", type=int, default=60, help="that they would take for the corpus (default 60)"
+    )
+    parser.add_argument("--fragment-rows", type=int, default=1000)
+    parser.add_argument("--words", type=int, default=14, help="of a text (default 14)")
+    parser.add_argument(
+        "--late-after", type=float, help="seconds until one more node joins (default: none does)"
+    )
+    args = parser.parse_args()
+    nodes = args.nodes + (args.late_after is not None)
+    most = nodes * args.gpus
+    with tempfile.TemporaryDirectory(prefix="pipeline") as folder:
+        protocol = resolve_protocol(args.model)
+        num_rows = args.rows_per_second * args.seconds
+        write_corpus(Path(folder, "corpus"), num_rows, args.fragment_rows, args.words)
+        run, plan = prepare(folder, protocol, args.fragment_rows)
+        compute = ComputeConfig(
+            device="cuda", min_actors=args.least, max_actors=most, tokenize_concurrency=args.readers
+        )
+        seconds_per_token = args.nodes * args.gpus / args.rows_per_second / (args.words + 2)
+        print(
+            f"{num_rows:,} rows in {len(plan.work):,} fragments; {args.nodes} nodes of {args.gpus} GPUs; a fragment "
+            f"takes an encoder {seconds_per_token * args.fragment_rows * (args.words + 2):.2f} s",
+            flush=True,
+        )
+        with cluster(args.nodes, args.gpus, args.late_after) as joined, watched() as usage:
+            actors = (pipeline._Read, sleeping(seconds_per_token, protocol.dim), pipeline._Write)
+            started = time.time()
+            spent = [row | {"done": time.time()} for row in pipeline.stream(run, plan.work, compute, actors)]
+            report(spent, started, time.time(), joined, args.fragment_rows)
+        print(", ".join(f"{what} {value:,.1f}" for what, value in usage.items()))
+
+
+def sleeping(seconds_per_token: float, dim: int) -> type:
+    """The encoder's actor with a forward pass that sleeps."""
+
+    class Sleeping:
+        def __init__(self, run: bytes) -> None:
+            self._born = time.time()
+            # In this process only, and before the stage imports them: they import torch, of which 64 do not fit here.
+            for name, content in stand_ins(seconds_per_token, dim).items():
+                sys.modules[name] = content
+            from jobs.encode import EncodeFragment
+
+            self._stage = EncodeFragment(pickle.loads(run))
+            self._node = ray.get_runtime_context().get_node_id()
+
+        def __call__(self, row: pa.Table) -> pa.Table:
+            began = time.time()
+            encoded = self._stage(row)
+            for name, value in (("node", self._node), ("born", self._born), ("began", began)):
+                encoded = encoded.append_column(name, [[value]])
+            return encoded
+
+    return Sleeping
+
+
+def stand_ins(seconds_per_token: float, dim: int) -> dict[str, ModuleType]:
+    """What the encoder's stage imports of torch, without torch."""
+    import numpy as np
+
+    vectors = np.random.default_rng(0).standard_normal((1, dim), np.float32)
+
+    class Encoder:
+        adapter = None
+
+        @classmethod
+        def load(cls, *_: Any, **__: Any) -> Encoder:
+            return cls()
+
+        def use_adapter(self, _: str | None) -> None:
+            pass
+
+        def encode(self, texts: Any) -> Any:
+            time.sleep(seconds_per_token * len(texts.token_ids))
+            encoded = ModuleType("encoded")
+            encoded.vectors = np.repeat(vectors, len(texts.lengths), axis=0)
+            encoded.num_padding = 0
+            return encoded
+
+    modules = {
+        name: ModuleType(name) for name in ("encoders.encoder", "encoders.finishing", "encoders.preflight")
+    }
+    modules["encoders.encoder"].Encoder = Encoder
+    modules["encoders.finishing"].cast = lambda vectors, precision: vectors.astype(precision)
+    modules["encoders.preflight"].preflight = None
+    return modules
+
+
+def write_corpus(folder: Path, num_rows: int, fragment_rows: int, words: int) -> None:
+    """Shards of several row groups, each of which becomes a fragment."""
+    folder.mkdir()
+    text = " ".join(["word"] * words)
+    rows = FRAGMENTS_PER_SHARD * fragment_rows
+    for first in range(0, num_rows, rows):
+        ids = range(first, min(first + rows, num_rows))
+        table = pa.table({"id": ids, "text": [text] * len(ids)})
+        pq.write_table(table, folder / f"shard-{first:09}.parquet", row_group_size=fragment_rows)
+
+
+def prepare(folder: str, protocol: Protocol, fragment_rows: int) -> tuple[RunSpec, Plan]:
+    """What the job would make of the corpus before it starts Ray."""
+    corpus = list_corpus(Location(f"{folder}/corpus"))
+    output = Location(f"{folder}/output")
+    layout = lay_out(
+        corpus, None, read_footers(corpus.location, corpus.shards, COLUMNS), COLUMNS, fragment_rows
+    )
+    view = view_of("retrieval", "document")
+    spec = ViewSpec(view, protocol.prompt(view), protocol.space(view.task, "float16"), {})
+    run = RunSpec(
+        corpus=corpus.location,
+        reading=Reading(COLUMNS, " ", layout.carried),
+        skip_bad_shards=False,
+        protocol=protocol,
+        views=(spec,),
+        device="cuda",
+        num_threads=None,
+        dtype="auto",
+        precision="float16",
+        preflight=False,
+        max_batch_tokens="auto",
+        output=output,
+        compression_level=3,
+        row_group_rows=10_000,
+    )
+    return run, make_plan(corpus, layout, run.reading, [spec], take_stock(open_store(output)))
+
+
+@contextlib.contextmanager
+def cluster(nodes: int, gpus: int, late_after: float | None) -> Iterator[list[tuple[str, float]]]:
+    """Ray nodes on this machine; gives the late one's id and time once it is there."""
+    started = time.monotonic()
+    size = {"num_cpus": gpus + SPARE_CPUS, "num_gpus": gpus, "object_store_memory": 150 * 2**20}
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 150 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    joined: list[tuple[str, float]] = []
+    timer = None
+    try:
+        for _ in range(nodes):
+            made.add_node(wait=False, **size)
+        made.wait_for_nodes()
+        ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
+        print(f"cluster ready after {time.monotonic() - started:.1f} s", flush=True)
+
+        def join() -> None:
+            node = made.add_node(**size)
+            joined.append((node.node_id, time.time()))
+
+        if late_after is not None:
+            timer = threading.Timer(late_after, join)
+            timer.start()
+        yield joined
+    finally:
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+        ray.shutdown()
+        made.shutdown()
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[dict[str, float]]:
+    """This machine's load, and the memory of this process and all that it has started (shared pages count once)."""
+    usage = {"processes": 0.0, "GiB": 0.0, "CPUs busy": 0.0}
+    ended = threading.Event()
+    loads: list[float] = []
+
+    def watch() -> None:
+        psutil.cpu_percent()
+        while not ended.wait(10):  # a look at them all costs a core for a second
+            loads.append(psutil.cpu_percent() / 100 * (os.cpu_count() or 1))
+            family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            sizes = []
+            for process in family:
+                with contextlib.suppress(psutil.Error):
+                    sizes.append(process.memory_full_info().pss)
+            usage["processes"] = max(usage["processes"], len(family))
+            usage["GiB"] = max(usage["GiB"], sum(sizes) / 2**30)
+            usage["CPUs busy"] = statistics.median(loads)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield usage
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def report(
+    spent: Sequence[dict[str, Any]],
+    started: float,
+    ended: float,
+    joined: Sequence[tuple[str, float]],
+    fragment_rows: int,
+) -> None:
+    """Print what the rows that left the pipeline say."""
+    tally = Tally()
+    for row in spent:
+        tally.add(row)
+    shares = sorted(tally.starved_percent().values())
+    print(f"{tally.rows:,} rows in {ended - started:.1f} s by {len(shares)} encoders")
+    total = sum((seconds for seconds in tally.encoders.values()), Counter())
+    print(
+        f"starved: {100 * total['starved'] / total.total():.1f} % of all encoders' time; "
+        f"median encoder {statistics.median(shares):.1f} %, worst {shares[-1]:.1f} %"
+    )
+    per_fragment = {stage: seconds / len(spent) for stage, seconds in tally.seconds.items()}
+    print(
+        "seconds of a fragment: " + ", ".join(f"{stage} {value:.3f}" for stage, value in per_fragment.items())
+    )
+    late = {node for node, _ in joined}
+    first: dict[str, float] = {}
+    for row in spent:
+        if row["node"] not in late:
+            first[row["actor"]] = min(first.get(row["actor"], ended), row["began"])
+    arrivals = sorted(began - started for began in first.values())
+    marks = {share: arrivals[max(0, -(-len(arrivals) * share // 100) - 1)] for share in (1, 25, 50, 75, 100)}
+    print(
+        "at work: "
+        + ", ".join(f"{share} % of encoders after {seconds:.1f} s" for share, seconds in marks.items())
+    )
+    last = Counter({row["actor"]: row["began"] for row in sorted(spent, key=lambda row: row["began"])})
+    steady = started + arrivals[-1], min(began for actor, began in last.items() if actor in first)
+    if steady[1] > steady[0]:
+        rows = sum(fragment_rows for row in spent if steady[0] <= row["began"] < steady[1])
+        print(
+            f"while all of them worked ({steady[1] - steady[0]:.1f} s): {rows / (steady[1] - steady[0]):,.0f} rows/s"
+        )
+        waited = [row for row in spent if steady[0] <= row["began"] < steady[1] and row["node"] not in late]
+        busy, idle = (sum(row[f"{what}_seconds"] for row in waited) for what in ("encode", "starved"))
+        print(f"starved then: {100 * idle / max(busy + idle, 1e-9):.1f} %")
+    for node, when in joined:
+        taken = [row for row in spent if row["node"] == node]
+        after = f", the first {min(row['began'] for row in taken) - when:.1f} s after" if taken else ""
+        print(
+            f"the late node joined after {when - started:.1f} s; its {len({row['actor'] for row in taken})} encoders "
+            f"took {len(taken)} fragments{after}"
+        )
+
+
+if __name__ == "__main__":
+    main()
