@@ -5,6 +5,7 @@
     OUT/_ranges/<digest>.json       of int8 vectors, before the first of them is written; gone like receipts
     OUT/_manifest.json              the live parts; writing it is the commit
     OUT/_config.json                the configuration and package versions of the run that committed
+    OUT/_manifests/                 both of them as they were before, see jobs.manifests
 
 Names that begin with "_" are left out by pyarrow, Spark, Ray and pandas when they open the folder.
 """
@@ -29,6 +30,7 @@ CONFIG = "_config.json"
 RECEIPTS = "_receipts"
 REJECTS = "_rejects"
 RANGES = "_ranges"
+MANIFESTS = "_manifests"
 
 
 class _Record(BaseModel):
@@ -85,6 +87,11 @@ class Receipt(_Record):
     rejected: Mapping[str, int]
     rejects: FileRecord | None
     parts: Mapping[str, PartRecord]
+
+    @property
+    def id(self) -> str:
+        """Digest of the parts; names the receipt's file while no manifest holds it."""
+        return digest(sorted(part.path for part in self.parts.values()))
 
     @property
     def num_rejected(self) -> int:
@@ -220,6 +227,18 @@ class Manifest(_Record):
     bad_shards: tuple[BadShardRecord, ...]
     receipts: tuple[Receipt, ...]
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the corpus."""
+        return sum({receipt.fragment: receipt.num_rows for receipt in self.receipts}.values())
+
+    def num_vectors(self) -> dict[str, int]:
+        """Vectors by view."""
+        counts: Counter[str] = Counter(dict.fromkeys(self.views, 0))
+        for receipt in self.receipts:
+            counts.update({view: part.num_rows for view, part in receipt.parts.items()})
+        return dict(counts)
+
     def rejected(self) -> dict[str, int]:
         """Rows without a vector, by reason; a row counts once, however many views lack it."""
         by_fragment = {receipt.fragment: receipt.rejected for receipt in self.receipts}
@@ -241,7 +260,16 @@ def read_manifest(store: Store) -> Manifest | None:
         content = store.read(MANIFEST)
     except FileNotFoundError:
         return None
-    return _parse(Manifest, content, f"{store.location.uri}/{MANIFEST}")
+    return parse_manifest(content, f"{store.location.uri}/{MANIFEST}")
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """A manifest from its file's content.
+
+    Raises:
+        OutputError: It is no manifest of ours.
+    """
+    return _parse(Manifest, content, name)
 
 
 def parse_receipt(content: bytes, name: str) -> Receipt:

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -366,6 +367,16 @@ class OutputConfig(_Section):
         description="Rows whose vectors the ranges of int8 are calibrated on, spread over the corpus. An output's "
         "ranges stay until it is overwritten. null: 1,000, whose ranges hold all but 2 in 1,000 of the corpus's "
         "values.",
+    )
+    keep_manifests: PositiveInt = Field(
+        default=3,
+        description="Datasets to keep readable, the live one included; python -m jobs.history lists them and goes "
+        "back. With 1 the folder holds no parts but the live ones once a run has ended.",
+    )
+    orphan_grace_hours: NonNegativeFloat = Field(
+        default=24.0,
+        description="Hours for which a file stays that no manifest has ever named: what an attempt that was given "
+        "up had finished, or somebody writes still.",
     )
     overwrite: bool = Field(
         default=False,
