@@ -84,7 +84,7 @@ def show_history(store: Store, console: Console) -> dict[str, Any]:
     table = Table(title=f"Datasets of {store.location.uri}", title_justify="left", box=None)
     for title in ("", "id", "committed", "rows", "view", "vectors", "space"):
         table.add_column(title, overflow="fold", justify="right" if title in ("rows", "vectors") else "left")
-    manifests = []
+    manifests: list[dict[str, Any]] = []
     past = read_all_kept(store, earlier(list_kept(store), live))
     for kept, manifest in ((id_of(live), live), *past):
         entry = _entry(kept, manifest, is_live=not manifests)

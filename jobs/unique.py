@@ -81,7 +81,7 @@ class Register:
 
     def repeated(self, limit: int) -> tuple[int, dict[int, list[int]]]:
         """How many bits stand more than once, and the files of the first `limit` of them."""
-        count, first = 0, {}
+        count, first = 0, dict[int, list[int]]()
         for bucket in self._buckets:
             bucket.seek(0)
             records = np.frombuffer(bucket.read(), _RECORD)

@@ -423,3 +423,25 @@ def test_on_s3_too(right: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch)
     assert outcome.exit_code == 1
     (only,) = json.loads(outcome.stdout)["findings"]
     assert (only["file"], only["what"]) == (path, "sha256")
+
+
+def test_ids_whose_bits_are_equal_by_chance_are_no_findings(
+    damaged: Damaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.verify.bits_of", lambda ids, *_: np.zeros(len(ids), np.uint64))
+    assert damaged.verify().summary["findings"] == []
+    damaged.column(damaged.part(), "id", set_value(3, 4))
+    findings = json.loads(damaged.verify().stdout)["findings"]
+    assert [finding["found"].partition(":")[0] for finding in findings] == ["2 times"]
+
+
+def test_a_file_that_nobody_may_read_is_no_finding_but_a_failure(damaged: Damaged) -> None:
+    path = damaged.path(damaged.part())
+    size = path.stat().st_size
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # opens, and cannot be read at its beginning, also by root
+    damaged.part()["num_bytes"] = path.stat().st_size
+    outcome = damaged.verify()
+    assert size > 0
+    assert (outcome.exit_code, outcome.stdout) == (2, "")
+    assert "could not read" in outcome.stderr
