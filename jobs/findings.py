@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
 _LONGEST = 200  # of what a message repeats from a file
 
@@ -39,12 +38,10 @@ def compare(file: str, what: str, found: object, expected: object) -> list[Findi
 
 
 def print_findings(console: Console, findings: Sequence[Finding], num_shown: int) -> None:
-    """A table of the first of them."""
-    table = Table(title=f"{len(findings):,} findings", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for title in ("file", "what", "found", "expected"):
-        table.add_column(title, overflow="fold")
-    for one in findings[:num_shown]:
-        table.add_row(*(str(value) for value in asdict(one).values()))
+    """The first of them, a line each: paths are long, and a table would break them."""
+    lines = [
+        f"{one.file}: {one.what}: found {one.found}, expected {one.expected}" for one in findings[:num_shown]
+    ]
     if len(findings) > num_shown:
-        table.add_row(f"... and {len(findings) - num_shown:,} more", "", "", "")
-    console.print(table, markup=False)
+        lines.append(f"... and {len(findings) - num_shown:,} more")
+    console.print("\n".join(lines), markup=False, highlight=False)

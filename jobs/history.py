@@ -18,7 +18,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from jobs.command import Answer, arguments, carry_out
 from jobs.commit import go_live
@@ -81,19 +80,18 @@ def show_history(store: Store, console: Console) -> dict[str, Any]:
         OutputError: Nothing was ever published there, or what is kept cannot be read.
     """
     live = read_live(store)
-    table = Table(title=f"Datasets of {store.location.uri}", title_justify="left", box=None)
-    for title in ("", "id", "committed", "rows", "view", "vectors", "space"):
-        table.add_column(title, overflow="fold", justify="right" if title in ("rows", "vectors") else "left")
     manifests: list[dict[str, Any]] = []
     past = read_all_kept(store, earlier(list_kept(store), live))
     for kept, manifest in ((id_of(live), live), *past):
         entry = _entry(kept, manifest, is_live=not manifests)
         manifests.append(entry)
-        first = ("live" if entry["live"] else "", kept, manifest.committed_at, f"{manifest.num_rows:,}")
+        # Lines and no table: an id must be there in one piece, however narrow the terminal.
+        state = "live, " if entry["live"] else ""
+        lines = [f"{kept}: {state}committed at {manifest.committed_at}, {manifest.num_rows:,} rows"]
         for view, vectors in entry["vectors"].items():
-            table.add_row(*first, view, f"{vectors:,}", manifest.views[view].space_name)
-            first = ("", "", "", "")
-    console.print(table)
+            record = manifest.views[view]
+            lines.append(f"    {view}: {vectors:,} vectors, {record.space_name} ({record.space_id[:12]})")
+        console.print("\n".join(lines), markup=False, highlight=False)
     return {"output": store.location.uri, "manifests": manifests}
 
 

@@ -206,7 +206,7 @@ BYTES: dict[str, tuple[Damage, str]] = {
     "the last byte": (lambda d: flip(d.path(d.part()), -1), "sha256"),
     "a byte of rejects": (lambda d: flip(d.path(d.rejecting["rejects"]), 30), "sha256"),
     "cut off": (lambda d: d.path(d.part()).write_bytes(d.path(d.part()).read_bytes()[:-100]), "bytes"),
-    "longer": (lambda d: d.path(d.part()).open("ab").write(b"0"), "bytes"),
+    "longer": (lambda d: d.path(d.part()).write_bytes(d.path(d.part()).read_bytes() + b"0"), "bytes"),
     "empty": (lambda d: d.path(d.part()).write_bytes(b""), "bytes"),
     "deleted": (lambda d: d.path(d.part()).unlink(), "file"),
     "rejects deleted": (lambda d: d.path(d.rejecting["rejects"]).unlink(), "file"),
@@ -362,7 +362,7 @@ def test_a_great_many_findings_are_counted_and_the_first_are_told(damaged: Damag
     for receipt in damaged.manifest["receipts"]:
         receipt["num_rows"] += 1
         receipt["shard"] = "nowhere.parquet"
-    damaged.column(damaged.part(), "id", lambda ids: ids.__setitem__(slice(None), [1] * 20))
+    damaged.column(damaged.part(), "id", lambda ids: ids.__setitem__(slice(None), [5000] * 20))
     outcome = damaged.verify()
     summary = json.loads(outcome.stdout)
     assert summary["num_findings"] > 10
@@ -437,11 +437,9 @@ def test_ids_whose_bits_are_equal_by_chance_are_no_findings(
 
 def test_a_file_that_nobody_may_read_is_no_finding_but_a_failure(damaged: Damaged) -> None:
     path = damaged.path(damaged.part())
-    size = path.stat().st_size
     path.unlink()
     path.symlink_to("/proc/self/mem")  # opens, and cannot be read at its beginning, also by root
     damaged.part()["num_bytes"] = path.stat().st_size
     outcome = damaged.verify()
-    assert size > 0
     assert (outcome.exit_code, outcome.stdout) == (2, "")
     assert "could not read" in outcome.stderr
