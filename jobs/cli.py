@@ -6,8 +6,6 @@ field is generated from the model, so the two cannot disagree.
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +15,7 @@ from typing import Any, get_args
 import click
 
 from jobs import __version__
+from jobs.command import arguments
 from jobs.config import EncoderConfig, JobConfig, config_reference, load_config, load_encoder, parse_yaml
 from jobs.reference import FLAGS, FieldReference
 from jobs.sections import Device, Dtype, Precision, PromptUse, RoleName
@@ -88,14 +87,8 @@ def parse(argv: Sequence[str] | None = None) -> Invocation:
         click.UsageError: Wrong arguments; `show()` prints it to stderr, its `exit_code` is 2.
         ConfigurationError: The arguments read well, but the configuration that they make is wrong.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        with command.make_context(PROGRAM, arguments) as context:
-            return _invocation(context)
-    except click.UsageError as error:
-        # click repeats what was given; a URI may hold a secret.
-        message = re.sub(r":/.*", ":/...", error.format_message(), flags=re.DOTALL)
-        raise click.UsageError(message, error.ctx) from None
+    with arguments(command, PROGRAM, argv) as context:
+        return _invocation(context)
 
 
 def _invocation(context: click.Context) -> Invocation:

@@ -1,23 +1,22 @@
 """The commit: when every part is vouched for and every row accounted for, one atomic write makes it count.
 
-Until then a reader of the manifest sees the old dataset, from then on the new one. What no longer belongs goes
-afterwards, so a run that dies in between leaves surplus files and nothing missing; the next one clears them.
+Until then a reader of the manifest sees the old dataset, from then on the new one. The old manifest is kept aside
+before (jobs.manifests), and what no longer belongs goes afterwards (jobs.sweep), so a run that dies in between leaves
+surplus files and nothing missing; the next one clears them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 
 from jobs.errors import AccountingError, OutputBusyError
-from jobs.holdings import data_files
+from jobs.holdings import lost_files
+from jobs.manifests import keep_aside, next_commit_time
 from jobs.plan import Plan
 from jobs.records import (
     CONFIG,
     MANIFEST,
-    RANGES,
-    RECEIPTS,
     Manifest,
     RangesRecord,
     ReadingRecord,
@@ -36,15 +35,16 @@ def build_manifest(
     fragment_rows: int,
     views: Mapping[str, ViewRecord],
     ranges: Mapping[str, RangesRecord],
+    held: Manifest | None = None,
 ) -> Manifest:
-    """The dataset as it should be once committed.
+    """The dataset as it should be once committed, in place of `held`.
 
     Raises:
         AccountingError: The receipts do not cover the plan, or rows read are not rows written plus rejects.
     """
     _check_accounts(plan, receipts)
     return Manifest(
-        committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        committed_at=next_commit_time(held),
         corpus=corpus,
         reading=reading,
         fragment_rows=fragment_rows,
@@ -90,26 +90,25 @@ def publish(
         AccountingError: A file is missing or of another size.
         OutputBusyError: There is another manifest by now.
     """
-    files = data_files(store)
-    for receipt in manifest.receipts:
-        for file in receipt.files():
-            if files.get(file.path) != file.num_bytes:
-                raise AccountingError(
-                    f"{store.location.uri}/{file.path} should have {file.num_bytes} bytes, not {files.get(file.path)};"
-                    " nothing is published. Is another run using it? Run the same command again"
-                )
+    for file, found in lost_files(store, manifest):
+        raise AccountingError(
+            f"{store.location.uri}/{file.path} should have {file.num_bytes} bytes, not {found}; nothing is published. "
+            "Is another run using it? Run the same command again"
+        )
+    go_live(store, manifest, json.dumps(configuration, indent=2).encode(), replacing=replacing)
+
+
+def go_live(store: Store, manifest: Manifest, configuration: bytes, *, replacing: str | None) -> None:
+    """Let a manifest take the place of the live one, which is kept aside.
+
+    Raises:
+        OutputBusyError: The live one is not the version that it was to replace.
+    """
+    keep_aside(store)
     if store.swap(MANIFEST, manifest.model_dump_json().encode(), replacing) is None:
         raise OutputBusyError(
             f"another run published into {store.location.uri} while this one was at work; its dataset stands, and "
             "nothing of this run is published; the same command takes stock again and embeds what is missing then"
         )
     # Only now: whoever loses the swap leaves the winner's configuration alone.
-    store.replace(CONFIG, json.dumps(configuration, indent=2).encode())
-
-
-def sweep(store: Store, manifest: Manifest) -> None:
-    """Remove parts that the dataset does not hold, and ranges and receipts, all of which it holds or does not want."""
-    live = {file.path for receipt in manifest.receipts for file in receipt.files()}
-    store.delete([path for path in data_files(store) if path not in live])
-    for folder in (RANGES, RECEIPTS):
-        store.delete([entry.path for entry in store.list(folder)])
+    store.replace(CONFIG, configuration)

@@ -18,30 +18,28 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import platform
-import signal
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import click
 from rich.console import Console
 
 from encoders.chunking import Chunker
-from encoders.errors import EncoderError, TaskvecError
+from encoders.errors import EncoderError
 from encoders.late_chunking import refuse_late_chunking
 from encoders.protocol import Protocol
 from encoders.quantization import check_dim
 from encoders.tasks import view_of
 from encoders.tokenizer import Tokenizer
-from jobs.cli import PROGRAM, parse
-from jobs.commit import build_manifest, publish, sweep
+from jobs.cli import PROGRAM, Invocation, parse
+from jobs.command import Answer, carry_out
+from jobs.commit import build_manifest, publish
 from jobs.config import EncoderConfig, JobConfig, dump_config
 from jobs.corpus import Corpus, list_corpus, refuse_overlap
-from jobs.errors import ConfigurationError, CorpusError, FileChangedError, OutputError
+from jobs.errors import ConfigurationError, CorpusError, FileChangedError
 from jobs.footers import BadShard, Footer, read_footers
 from jobs.holdings import Holdings, refuse_other_dataset, take_stock
 from jobs.lease import Lease, held_lease
@@ -56,6 +54,7 @@ from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec
 from jobs.storage import Location, Store, open_store
 from jobs.summary import Times, show_plan, show_run
+from jobs.sweep import sweep
 
 # Up to here a thread pool reads footers faster than Ray starts; beyond, they are tasks on the cluster.
 _FOOTERS_ON_DRIVER = 512
@@ -66,34 +65,14 @@ _PACKAGES = ("ray", "torch", "transformers", "peft", "tokenizers", "pyarrow", "n
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    console = Console(stderr=True, soft_wrap=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        invocation = parse(argv)
-        with contextlib.redirect_stdout(
-            sys.stderr
-        ):  # Ray prints its notices to stdout, which is the summary's
-            config = invocation.config
-            summary = (
-                show_protocol(config, console)
-                if isinstance(config, EncoderConfig)
-                else run(config, console, dry_run=invocation.dry_run)
-            )
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
-    except click.UsageError as error:
-        error.show()
-        return error.exit_code
-    except TaskvecError as error:
-        console.print(f"{PROGRAM}: {error}", style="red", markup=False, highlight=False)
-        return 2 if isinstance(error, ConfigurationError | OutputError | EncoderError) else 1
-    except KeyboardInterrupt:
-        console.print(
-            f"{PROGRAM}: stopped; nothing is published, the same command goes on from here", style="red"
-        )
-        return 1
-    sys.stdout.write(json.dumps(summary) + "\n")
-    return 0
+    stopped = "nothing is published, the same command goes on from here"
+    return carry_out(PROGRAM, lambda: parse(argv), _answer, stopped=stopped)
+
+
+def _answer(asked: Invocation, console: Console) -> Answer:
+    if isinstance(asked.config, EncoderConfig):
+        return Answer(show_protocol(asked.config, console))
+    return Answer(run(asked.config, console, dry_run=asked.dry_run))
 
 
 @dataclass(frozen=True)
@@ -393,11 +372,12 @@ def _commit(
         fragment_rows=job.config.input.fragment_rows,
         views=job.records,
         ranges=job.ranges,
+        held=held,
     )
     if held is not None and manifest.equals(held):
         if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep
             lease.confirm()
-            sweep(job.store, held)
+            _sweep(job, held)
         return held, False
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     lease.confirm()
@@ -408,8 +388,13 @@ def _commit(
         replacing=job.holdings.version,
     )
     lease.confirm()
-    sweep(job.store, manifest)
+    _sweep(job, manifest)
     return manifest, True
+
+
+def _sweep(job: _Job, live: Manifest) -> None:
+    output = job.config.output
+    sweep(job.store, live, keep_manifests=output.keep_manifests, orphan_grace_hours=output.orphan_grace_hours)
 
 
 if __name__ == "__main__":

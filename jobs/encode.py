@@ -65,6 +65,7 @@ class EncodeFragment:
                 self._preflight_cosine = min(cosine, self._preflight_cosine or 1.0)
             encoded = self._encoder.encode_what_fits(texts)
             lost.append(_vectors_of(texts, encoded.lost))
+            encoded.vectors[lost[-1]] = 0.0  # they are dropped below, and nothing is stored that is no number
             key = encodings.index(encoding)
             vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.encoded_precision))
             num_tokens += len(texts.token_ids)

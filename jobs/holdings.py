@@ -1,21 +1,23 @@
 """What an output holds already: the committed dataset, and what earlier attempts finished but did not commit.
 
 A part counts as held only if a record vouches for it and a listing shows it with that size, so a file that somebody
-removed is made again. Memory goes with the number of fragments, never of rows.
+removed is made again. Records are the live manifest, the earlier ones that are kept (what a corpus held before and
+holds again costs nothing), and loose receipts. Memory goes with the number of fragments, never of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 from jobs.errors import OutputError
+from jobs.files import kind_of
+from jobs.manifests import ids_among, read_all_kept
 from jobs.records import (
-    RANGES,
-    RECEIPTS,
-    REJECTS,
+    FileRecord,
     Manifest,
     RangesRecord,
     Receipt,
@@ -29,7 +31,7 @@ from jobs.storage import Store
 R = TypeVar("R", Receipt, RangesRecord)
 
 _READ_THREADS = 32
-_PART_PREFIX = "task="
+_DATA = ("part", "rejects")
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,10 @@ class Holdings:
 
     Attributes:
         manifest: The committed dataset, if there is one.
-        receipts: Of the manifest, and of attempts that it does not know.
+        receipts: Of the manifest, of earlier ones, and of attempts that no manifest knows.
         files: Size of every part and rejects file, by path.
         ranges: Calibrated by attempts that the manifest does not know.
+        others: Paths of our other files, none of which the committed dataset needs.
         version: Of the manifest's file; None where there is none.
     """
 
@@ -48,6 +51,7 @@ class Holdings:
     receipts: tuple[Receipt, ...]
     files: Mapping[str, int]
     ranges: tuple[RangesRecord, ...] = ()
+    others: tuple[str, ...] = ()
     version: str | None = None
 
     @property
@@ -55,7 +59,7 @@ class Holdings:
         """Whether nothing is there but what the committed dataset holds."""
         committed = self.manifest.receipts if self.manifest else ()
         live = {file.path for receipt in committed for file in receipt.files()}
-        return len(self.receipts) == len(committed) and self.files.keys() <= live and not self.ranges
+        return self.files.keys() <= live and not self.others
 
     def by_part(self) -> dict[str, Receipt]:
         """The receipt that vouches for each part; only receipts all of whose files are there."""
@@ -68,28 +72,40 @@ class Holdings:
 
 
 def take_stock(store: Store) -> Holdings:
-    """Read the manifest and the loose receipts, and list the files of an output."""
+    """List the files of an output, and read the manifests and what is loose."""
     manifest, version = find_manifest(store)
-    loose = _read_all(store, RECEIPTS, parse_receipt)
-    committed = manifest.receipts if manifest else ()
-    ranges = _read_all(store, RANGES, parse_ranges)
-    return Holdings(manifest, (*committed, *loose), data_files(store), ranges, version)
+    files: dict[str, int] = {}
+    others: list[str] = []
+    for entry in store.list(temporary=True):
+        kind = kind_of(entry.path)
+        if kind in _DATA:
+            files[entry.path] = entry.size_bytes
+        elif kind is not None:
+            others.append(entry.path)
+    # Of two that vouch for one part the later counts: a part that was lost and made again has other bytes, maybe.
+    known: dict[tuple[tuple[str, str], ...], Receipt] = {}
+    earlier = (one for _, one in read_all_kept(store, reversed(ids_among(others))))
+    for one in chain(earlier, [manifest] if manifest else []):
+        for receipt in one.receipts:
+            key = tuple((file.path, file.sha256) for file in receipt.files())
+            known.pop(key, None)
+            known[key] = receipt
+    loose = _read_all(store, [path for path in others if kind_of(path) == "receipt"], parse_receipt)
+    receipts = (*known.values(), *loose)
+    ranges = _read_all(store, [path for path in others if kind_of(path) == "ranges"], parse_ranges)
+    return Holdings(manifest, receipts, files, ranges, tuple(others), version)
 
 
-def _read_all(store: Store, folder: str, parse: Callable[[bytes, str], R]) -> tuple[R, ...]:
-    """The records of a folder."""
-    paths = [entry.path for entry in store.list(folder) if entry.path.endswith(".json")]
+def _read_all(store: Store, paths: Sequence[str], parse: Callable[[bytes, str], R]) -> tuple[R, ...]:
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         return tuple(pool.map(lambda path: parse(store.read(path), f"{store.location.uri}/{path}"), paths))
 
 
-def data_files(store: Store) -> dict[str, int]:
-    """Size of every part and rejects file of an output, by path, committed or not."""
-    return {
-        entry.path: entry.size_bytes
-        for entry in store.list()
-        if entry.path.startswith((_PART_PREFIX, f"{REJECTS}/"))
-    }
+def lost_files(store: Store, manifest: Manifest) -> list[tuple[FileRecord, int | None]]:
+    """The files of a manifest that are not there, or of another size, which comes with them."""
+    found = {entry.path: entry.size_bytes for entry in store.list() if kind_of(entry.path) in _DATA}
+    named = (file for receipt in manifest.receipts for file in receipt.files())
+    return [(file, found.get(file.path)) for file in named if found.get(file.path) != file.num_bytes]
 
 
 def refuse_other_dataset(manifest: Manifest, corpus: str, views: Mapping[str, ViewRecord]) -> None:

@@ -7,7 +7,6 @@ Shards that the committed dataset was made from, and that have not changed, are 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from jobs.footers import BadShard, Columns, Footer, check_same_columns
 from jobs.fragments import Cut, Fragment, cut
 from jobs.holdings import Holdings
 from jobs.records import BadShardRecord, Manifest, Receipt, ShardRecord
-from jobs.rows import Reading
+from jobs.rows import Reading, carried_types
 from jobs.run_spec import ViewSpec, Work
 
 
@@ -100,13 +99,9 @@ def lay_out(
     known = _known_shards(manifest, columns, fragment_rows)
     cuts |= {shard.path: known[shard.path].cuts for shard in corpus.shards if shard.path not in opened}
     if manifest is not None and cuts.keys() - {footer.path for footer in read}:
-        read.insert(0, Footer("(unchanged shards)", (), (), _decoded_schema(manifest)))
+        read.insert(0, Footer("(unchanged shards)", (), (), carried_types(manifest.reading)))
     check_same_columns(read, columns)
     return Layout(cuts, bad, _carried_schema([footer.columns for footer in read], columns))
-
-
-def _decoded_schema(manifest: Manifest) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(manifest.reading.carried_schema)))
 
 
 def _carried_schema(schemas: Sequence[pa.Schema], columns: Columns) -> pa.Schema:
@@ -161,12 +156,16 @@ def make_plan(
         bad_shards=skipped,
         fragments=fragments,
         num_parts=len(fragments) * len(views),
-        existing=tuple(_restricted(receipt, wanted) for receipt in existing.values()),
+        existing=tuple(_restricted(receipt, wanted, held) for receipt in existing.values()),
         work=tuple(work),
     )
 
 
-def _restricted(receipt: Receipt, wanted: set[str]) -> Receipt:
-    """A receipt of an earlier run may vouch for parts that this one does not want."""
-    parts = {view: part for view, part in receipt.parts.items() if part.path in wanted}
+def _restricted(receipt: Receipt, wanted: set[str], held: Mapping[str, Receipt]) -> Receipt:
+    """A receipt of an earlier run may vouch for parts that this one does not want, or that another vouches for."""
+    parts = {
+        view: part
+        for view, part in receipt.parts.items()
+        if part.path in wanted and held[part.path] is receipt
+    }
     return receipt if len(parts) == len(receipt.parts) else receipt.model_copy(update={"parts": parts})

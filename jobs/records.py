@@ -6,6 +6,7 @@
     OUT/_lock.json                  who has the output, while a run is under way (jobs/lease.py)
     OUT/_manifest.json              the live parts; writing it is the commit
     OUT/_config.json                the configuration and package versions of the run that committed
+    OUT/_manifests/                 both of them as they were before, see jobs.manifests
 
 Names that begin with "_" are left out by pyarrow, Spark, Ray and pandas when they open the folder.
 """
@@ -30,6 +31,7 @@ CONFIG = "_config.json"
 RECEIPTS = "_receipts"
 REJECTS = "_rejects"
 RANGES = "_ranges"
+MANIFESTS = "_manifests"
 
 
 class _Record(BaseModel):
@@ -86,6 +88,11 @@ class Receipt(_Record):
     rejected: Mapping[str, int]
     rejects: FileRecord | None
     parts: Mapping[str, PartRecord]
+
+    @property
+    def id(self) -> str:
+        """Digest of the parts; names the receipt's file while no manifest holds it."""
+        return digest(sorted(part.path for part in self.parts.values()))
 
     @property
     def num_rejected(self) -> int:
@@ -225,6 +232,18 @@ class Manifest(_Record):
         """Whether both are the same dataset, whenever they were committed; cheaper than two digests."""
         return self.model_copy(update={"committed_at": other.committed_at}) == other
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the corpus."""
+        return sum({receipt.fragment: receipt.num_rows for receipt in self.receipts}.values())
+
+    def num_vectors(self) -> dict[str, int]:
+        """Vectors by view."""
+        counts: Counter[str] = Counter(dict.fromkeys(self.views, 0))
+        for receipt in self.receipts:
+            counts.update({view: part.num_rows for view, part in receipt.parts.items()})
+        return dict(counts)
+
     def rejected(self) -> dict[str, int]:
         """Rows without a vector, by reason; a row counts once, however many views lack it."""
         by_fragment = {receipt.fragment: receipt.rejected for receipt in self.receipts}
@@ -255,7 +274,16 @@ def find_manifest(store: Store) -> tuple[Manifest | None, str | None]:
         content, version = store.read_version(MANIFEST)
     except FileNotFoundError:
         return None, None
-    return _parse(Manifest, content, f"{store.location.uri}/{MANIFEST}"), version
+    return parse_manifest(content, f"{store.location.uri}/{MANIFEST}"), version
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """A manifest from its file's content.
+
+    Raises:
+        OutputError: It is no manifest of ours.
+    """
+    return _parse(Manifest, content, name)
 
 
 def parse_receipt(content: bytes, name: str) -> Receipt:

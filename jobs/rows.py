@@ -59,6 +59,11 @@ class Reading:
             long_text=self.long_text,
         )
 
+    @classmethod
+    def of(cls, record: ReadingRecord) -> Reading:
+        """Back from the manifest."""
+        return cls(record.columns, record.text_joiner, carried_types(record), record.long_text)
+
     def rejects_schema(self) -> pa.Schema:
         """Of the files that name rejected rows."""
         return pa.schema(
@@ -69,6 +74,11 @@ class Reading:
                 pa.field("row", pa.int64()),
             ]
         )
+
+
+def carried_types(record: ReadingRecord) -> pa.Schema:
+    """The id and kept columns with the types that every part has."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(record.carried_schema)))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -384,6 +385,16 @@ class OutputConfig(_Section):
         ge=0,
         le=1,
         description="The same as a part of the corpus's rows; 1 allows all.",
+    )
+    keep_manifests: PositiveInt = Field(
+        default=3,
+        description="Datasets to keep readable, the live one included; python -m jobs.history lists them and goes "
+        "back. With 1 the folder holds no parts but the live ones once a run has ended.",
+    )
+    orphan_grace_hours: NonNegativeFloat = Field(
+        default=24.0,
+        description="Hours for which a file stays that no manifest has ever named: what an attempt that was given "
+        "up had finished, or somebody writes still.",
     )
     overwrite: bool = Field(
         default=False,

@@ -5,8 +5,8 @@ to replace is a rename, or a PUT; to swap is a rename under a file lock, or a PU
 region and endpoint are botocore's affair (environment, profile, instance role).
 
 A process that is killed while it writes to disk leaves a temporary file behind, `.<hex>.tmp`; listings leave
-out names that start with a dot. An upload to S3 that is cut off leaves parts that only a lifecycle rule of
-the bucket (AbortIncompleteMultipartUpload) removes.
+out names that start with a dot, and the sweep of an output removes old ones. An upload to S3 that is cut off
+leaves parts that only a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from s3fs import S3FileSystem
 from s3fs.utils import FileExpired
 
 from jobs.errors import StorageError
 from jobs.storage_failures import service_code
-from jobs.store import Entry, Location, Store, checked
+from jobs.store import Entry, Location, Store, checked, temporary_name
 
 __all__ = ["Entry", "Location", "Store", "open_store"]
 
@@ -136,7 +135,7 @@ def _disk_entry(path: str, status: os.stat_result) -> Entry:
 def _temporary(folder: Path, data: bytes) -> Iterator[Path]:
     """A finished, durable file under a hidden name, in the folder where it is going to stand."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{uuid4().hex}.tmp"
+    temporary = folder / temporary_name()
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -14,15 +14,19 @@ has seen.
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from uuid import uuid4
 
 from jobs.errors import ConfigurationError, FileChangedError
 from jobs.storage_failures import REST, ReportedFile, redacted, reported, reported_read
+
+_TEMPORARY = re.compile(r"(^|/)\.[0-9a-f]{32}\.tmp$")
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,16 @@ def checked(path: str) -> str:
     return path
 
 
+def temporary_name() -> str:
+    """A fresh name for a file that is being written; listings leave it out."""
+    return f".{uuid4().hex}.tmp"
+
+
+def is_temporary(path: str) -> bool:
+    """Whether a path ends in such a name."""
+    return _TEMPORARY.search(path) is not None
+
+
 @dataclass(frozen=True)
 class Entry:
     """One file of a listing.
@@ -129,16 +143,20 @@ class Store(ABC):
     def __reduce__(self) -> tuple[type[Store], tuple[Location]]:
         return type(self), (self.location,)  # a store that is pickled is opened anew where it arrives
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, temporary: bool = False) -> Iterator[Entry]:
         """Every file below the folder `prefix`, sorted by path; or the one file that `prefix` names.
 
         Nothing there is an empty listing; a link to nothing is an empty file. Left out: names that start with
-        "." (temporary files), and the placeholders that S3 consoles make for folders.
+        "." (but for our temporary files, with `temporary`), and the placeholders that S3 consoles make for
+        folders.
         """
         folder = checked(prefix.rstrip("/")) if prefix else ""
         with reported("list", self._uri(folder)):
             entries = [
-                entry for entry in self._list(folder) if not entry.path.rpartition("/")[2].startswith(".")
+                entry
+                for entry in self._list(folder)
+                if not entry.path.rpartition("/")[2].startswith(".")
+                or (temporary and is_temporary(entry.path))
             ]
         return iter(sorted(entries, key=lambda entry: entry.path))
 

@@ -515,7 +515,8 @@ def test_skipped_shards_come_in_once_they_are_mended(messy: tuple[Case, Outcome]
     case.write("empty.parquet", {"id": ["m0"], "text": ["mended"]})
     case.write("cut.parquet", {"id": ["m1"], "text": ["mended"]})
     case.write("pages.parquet", {"id": [f"p{n}" for n in range(7)], "text": ["t"] * 7})
-    outcome = case.run("--fragment-rows", "1000")  # which no longer needs to skip
+    # which no longer needs to skip, nor keeps what it replaces
+    outcome = case.run("--fragment-rows", "1000", "--set", "output.keep_manifests=1")
     assert outcome.summary["embedded"] == 9
     assert outcome.summary["rejected"] == first.summary["rejected"] - 7
     assert manifest_of(case.out)["bad_shards"] == []
@@ -528,7 +529,8 @@ def test_overwriting_replaces_the_dataset_and_its_parts_go(
     case, _ = messy
     old = parts(case.out)
     corpus = write_corpus(tmp_path / "corpus", ("x.parquet",), 20)
-    outcome = case.run("--input", str(corpus), "--truncate-dim", "8", "--overwrite")
+    only = ("--set", "output.keep_manifests=1")
+    outcome = case.run("--input", str(corpus), "--truncate-dim", "8", "--overwrite", *only)
     assert outcome.summary["embedded"] == 20
     assert old.keys() & parts(case.out).keys() == set()
     assert len(parts(case.out)) == 1

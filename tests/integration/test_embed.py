@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -242,7 +243,8 @@ def story(dataset: Dataset, model: Path, embed: Embed, tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("story")
     corpus, out = folder / "corpus", folder / "out"
     shutil.copytree(dataset.corpus, corpus)
-    arguments = arguments_for(model, corpus, out)
+    # no history, so that the folder holds what a run leaves and nothing else
+    arguments = (*arguments_for(model, corpus, out), "--set", "output.keep_manifests=1")
     process = start_embed(*arguments)
     wait_for_receipts(process, out)
     process.send_signal(signal.SIGKILL)
@@ -344,14 +346,18 @@ def test_other_parts_are_not_touched(reindex: Reindex) -> None:
             assert reindex.after[path] == reindex.before[path]
 
 
-def test_surplus_of_a_run_that_died_after_its_commit_goes_with_the_next(
+def test_what_nobody_published_goes_with_a_run_once_its_grace_is_over(
     reindex: Reindex, story: Story, embed: Embed
 ) -> None:
     out = story.dataset.out
     assert reindex.outcome.exit_code == 0
     stale = out / "task=retrieval/role=query/lang=en/year=2023" / f"part-{'0' * 32}.parquet"
-    stale.write_bytes(b"of an older dataset")
+    stale.write_bytes(b"of a run that was given up")
     before = snapshot(out)
+    assert embed(*story.dataset.arguments).summary["embedded"] == 0
+    assert snapshot(out) == before
+    yesterday = time.time() - 25 * 3600
+    os.utime(stale, (yesterday, yesterday))
     assert embed(*story.dataset.arguments).summary["embedded"] == 0
     assert before.keys() - snapshot(out).keys() == {str(stale.relative_to(out))}
     assert snapshot(out)["_manifest.json"] == before["_manifest.json"]

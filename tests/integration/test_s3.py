@@ -149,6 +149,10 @@ def holds_corpus(path: Path) -> bool:
 
 def run(bucket: Bucket, where: Room, environment: Mapping[str, str]) -> Run:
     arguments = ["--input", f"{bucket.uri}/corpus", "--output", f"{bucket.uri}/vectors"]
+    arguments += [
+        "--set",
+        "output.keep_manifests=1",
+    ]  # so that the folder holds the live dataset and no other
     with Watch(where.elsewhere) as watch:
         finished = embed(where, environment, *arguments)
     assert finished.exit_code == 0, finished.stderr

@@ -15,15 +15,25 @@ from encoders.protocol import Protocol
 from encoders.space import Space
 from encoders.tasks import Role, View
 from encoders.tokenized import TokenizedTexts
+from jobs.commit import build_manifest, publish
 from jobs.corpus import Corpus, list_corpus
 from jobs.footers import Columns, read_footers
 from jobs.fragments import Fragment
 from jobs.holdings import Holdings, take_stock
 from jobs.plan import Layout, Plan, lay_out, make_plan, unknown_shards
-from jobs.records import LongTextRecord, Manifest
+from jobs.records import (
+    RECEIPTS,
+    LongTextRecord,
+    Manifest,
+    PartRecord,
+    Receipt,
+    ViewRecord,
+    find_manifest,
+)
 from jobs.rows import Reading
-from jobs.run_spec import RunSpec, ViewSpec
+from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Location, Store, open_store
+from jobs.sweep import sweep
 
 COLUMNS = Columns("id", ("text",), ())
 QUERY = ViewSpec(View("retrieval", Role.QUERY), "query: ", Space("5" * 32, "m@1/retrieval/4/float32"), {})
@@ -119,3 +129,80 @@ def texts_of(token_ids: Sequence[Sequence[int]]) -> TokenizedTexts:
         prompt_lengths=np.arange(len(token_ids), dtype=np.int32),
         truncated=np.arange(len(token_ids)) % 2 == 1,
     )
+
+
+def store_of(out: Path) -> Store:
+    """The store of an output."""
+    return open_store(Location(str(out)))
+
+
+def view_record(spec: ViewSpec, **changes: Any) -> ViewRecord:
+    """What a manifest says of a view."""
+    record = ViewRecord(
+        task=spec.view.task,
+        role=spec.view.role,
+        space_id=spec.space.id,
+        space_name=spec.space.name,
+        model="m",
+        revision="1",
+        adapter=None,
+        prompt=spec.prompt,
+        dim=4,
+        precision="float32",
+        normalized=True,
+    )
+    return record.model_copy(update=changes)
+
+
+def finish(out: Path, work: Work, rejected: int = 0) -> Receipt:
+    """Stand in for the stages: files of the right names with something in them, and the receipt."""
+    store = store_of(out)
+    parts = {}
+    for view, path in work.parts.items():
+        store.create(path, b"vectors")
+        parts[view] = PartRecord(
+            path=path,
+            num_bytes=7,
+            sha256="",
+            num_rows=work.fragment.num_rows - rejected,
+            num_tokens=1,
+            num_truncated=0,
+        )
+    receipt = Receipt(
+        fragment=work.fragment.id,
+        shard=work.fragment.shard.path,
+        num_rows=work.fragment.num_rows,
+        rejected={"null_text": rejected} if rejected else {},
+        rejects=None,
+        parts=parts,
+    )
+    store.create(f"{RECEIPTS}/{work.id}.json", receipt.model_dump_json().encode())
+    return receipt
+
+
+def commit(
+    out: Path, plan: Plan, receipts: list[Receipt], corpus: Path, columns: Columns = COLUMNS, **retention: Any
+) -> Manifest:
+    """Publish and sweep; keep nothing that is not live, unless told."""
+    store = store_of(out)
+    held, version = find_manifest(store)
+    manifest = build_manifest(
+        plan,
+        receipts,
+        corpus=str(corpus),
+        reading=Reading(columns, " ", layout_of(corpus, columns).carried).record(),
+        fragment_rows=10,
+        views={str(spec.view): view_record(spec) for spec in (QUERY, DOCUMENT)},
+        ranges={},
+        held=held,
+    )
+    publish(store, manifest, {"of": manifest.digest}, replacing=version)
+    sweep(store, manifest, **{"keep_manifests": 1, "orphan_grace_hours": 0, **retention})
+    return manifest
+
+
+def embed(corpus: Path, out: Path, **retention: Any) -> Plan:
+    """A whole run, without a model."""
+    plan = plan_of(corpus, holdings=stock_of(out))
+    commit(out, plan, [*plan.existing, *(finish(out, work) for work in plan.work)], corpus, **retention)
+    return plan

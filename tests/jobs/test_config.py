@@ -96,6 +96,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "output.calibration_rows": st.none(),
     "output.max_rejected_rows": st.none() | st.integers(min_value=0),
     "output.max_rejected_fraction": st.floats(min_value=0, max_value=1),
+    "output.keep_manifests": st.integers(min_value=1),
+    "output.orphan_grace_hours": st.floats(min_value=0, max_value=1e6),
     "output.overwrite": st.booleans(),
 }
 

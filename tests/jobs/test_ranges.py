@@ -19,7 +19,7 @@ from encoders.protocol import resolve_protocol
 from encoders.quantization import Ranges
 from encoders.tasks import Role, View
 from encoders.tokenizer import Tokenizer
-from jobs.commit import build_manifest, publish, sweep
+from jobs.commit import build_manifest, publish
 from jobs.corpus import Shard
 from jobs.encode import EncodeFragment
 from jobs.errors import ConfigurationError, CorpusError
@@ -32,6 +32,7 @@ from jobs.records import RANGES, Manifest, RangesRecord, ViewRecord
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Location, Store, open_store
+from jobs.sweep import sweep
 from tests.encoders.repositories import write_repository
 from tests.jobs.builders import COLUMNS, DOCUMENT, QUERY, corpus_of, layout_of, plan_of, run_spec, write_shard
 
@@ -188,7 +189,8 @@ def test_a_sample_finds_what_was_calibrated_on_it_and_nothing_else(corpus: Path,
     assert sample.ranges(views, take_stock(store)) == {"retrieval": left}
     assert sample_of(fragments, 30).ranges(views, take_stock(store)) == {}
     assert sample.ranges((QUERY,), take_stock(store)) == {}
-    sweep(store, manifest_of(corpus, tmp_path / "out", {"retrieval": left}))
+    manifest = manifest_of(corpus, tmp_path / "out", {"retrieval": left})
+    sweep(store, manifest, keep_manifests=1, orphan_grace_hours=24)
     assert sample.ranges(views, take_stock(store)) == {"retrieval": left}
 
 
@@ -282,7 +284,7 @@ def test_ranges_beside_the_parts_go_once_a_manifest_holds_what_is_wanted(
     keep(store_of(out), RECORD)
     manifest = manifest_of(corpus, out, {"retrieval": RECORD})
     assert not take_stock(store_of(out)).is_tidy
-    sweep(store_of(out), manifest)
+    sweep(store_of(out), manifest, keep_manifests=1, orphan_grace_hours=24)
     stock = take_stock(store_of(out))
     assert stock.is_tidy
     assert stock.ranges == ()

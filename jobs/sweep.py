@@ -1,0 +1,67 @@
+"""After the commit: what no longer belongs is removed.
+
+    named by the live manifest or an earlier one that is kept      stays
+    named by a manifest that falls out of the history              goes with it, at once
+    a receipt or ranges that the live manifest holds               goes at once
+    whatever else has a name that we give: an orphan               goes when it has lain there for the grace period
+    all other files                                                are somebody else's, and stay
+
+Orphans are what attempts of another configuration finished and nobody committed, and temporary files of killed
+writers. The grace, by the store's own time of the file, is for whoever may be at work on them still.
+
+It costs one listing and reads the manifests that are kept, one at a time; memory goes with the number of files. A
+manifest goes before its files, so that none is left whose files are gone; a sweep that dies in between leaves orphans.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from jobs.files import kind_of
+from jobs.manifests import config_path_of, earlier, id_of, ids_among, path_of, read_all_kept
+from jobs.records import RANGES, RECEIPTS, Manifest
+from jobs.storage import Store
+
+_SECONDS_OF_HOUR = 3600
+
+
+def sweep(store: Store, live: Manifest, *, keep_manifests: int, orphan_grace_hours: float) -> None:
+    """Remove what neither the live manifest nor the last few before it name.
+
+    Args:
+        store: The output.
+        live: Its manifest.
+        keep_manifests: How many to keep, the live one included; at least 1.
+        orphan_grace_hours: How old a file must be that no manifest has named.
+    """
+    ours = [entry for entry in store.list(temporary=True) if kind_of(entry.path)]
+    manifests = [entry.path for entry in ours if kind_of(entry.path) == "manifest"]
+    history = earlier(ids_among(manifests), live)
+    kept, dropped = history[: keep_manifests - 1], set(history[keep_manifests - 1 :])
+    named, forgotten = _paths(live), set[str]()
+    for one, manifest in read_all_kept(store, history):
+        (forgotten if one in dropped else named).update(_paths(manifest))
+    stay = {path for one in (id_of(live), *kept) for path in (path_of(one), config_path_of(one))}
+    store.delete(path for path in manifests if path not in stay)
+    done = {*forgotten, *_committed(live)}
+    youngest = time.time() - orphan_grace_hours * _SECONDS_OF_HOUR
+    store.delete(
+        entry.path
+        for entry in ours
+        if kind_of(entry.path) != "manifest"
+        and entry.path not in named
+        and (entry.path in done or orphan_grace_hours == 0 or entry.modified < youngest)
+    )
+
+
+def _paths(manifest: Manifest) -> set[str]:
+    return {file.path for receipt in manifest.receipts for file in receipt.files()}
+
+
+def _committed(live: Manifest) -> Iterator[str]:
+    """Records of attempts whose content the manifest holds."""
+    for receipt in live.receipts:
+        yield f"{RECEIPTS}/{receipt.id}.json"
+    for ranges in live.ranges.values():
+        yield f"{RANGES}/{ranges.sample}.json"

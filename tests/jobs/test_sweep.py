@@ -1,0 +1,348 @@
+"""History and sweep: the last few datasets stay whole, orphans get their grace, and nobody else's file is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import OutputError, StorageError
+from jobs.files import kind_of
+from jobs.fragments import Fragment
+from jobs.manifests import (
+    config_path_of,
+    digest_of,
+    earlier,
+    find_kept,
+    id_of,
+    keep_aside,
+    list_kept,
+    next_commit_time,
+    path_of,
+    read_kept,
+    read_live,
+)
+from jobs.records import CONFIG, MANIFEST, MANIFESTS, RECEIPTS, Manifest
+from jobs.sweep import sweep
+from tests.jobs.builders import DOCUMENT, commit, embed, finish, plan_of, stock_of, store_of, write_shard
+
+HOUR = 3600
+STALE = f"task=retrieval/role=query/part-{'0' * 32}.parquet"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    for name in ("a", "b"):
+        write_shard(folder, f"{name}.parquet", {"id": range(20), "text": ["t"] * 20}, row_group_size=10)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def change(corpus: Path, number: int) -> None:
+    write_shard(corpus, "b.parquet", {"id": range(number + 1), "text": ["u"] * (number + 1)})
+
+
+def history(out: Path) -> list[Manifest]:
+    """Every manifest that can be read, the live one first."""
+    store = store_of(out)
+    live = read_live(store)
+    return [live, *(read_kept(store, kept) for kept in earlier(list_kept(store), live))]
+
+
+def is_whole(out: Path, manifest: Manifest) -> bool:
+    files = [file for receipt in manifest.receipts for file in receipt.files()]
+    return all(
+        (out / file.path).is_file() and (out / file.path).stat().st_size == file.num_bytes for file in files
+    )
+
+
+def paths_of(manifest: Manifest) -> set[str]:
+    return {file.path for receipt in manifest.receipts for file in receipt.files()}
+
+
+def parts_in(out: Path) -> set[str]:
+    return {str(path.relative_to(out)) for path in out.rglob("part-*")}
+
+
+def make_old(path: Path, hours: float) -> None:
+    then = time.time() - hours * HOUR
+    os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_as_many_manifests_as_wanted_stay_readable_and_whole(corpus: Path, out: Path, keep: int) -> None:
+    digests = []
+    for number in range(keep + 2):
+        change(corpus, number)
+        embed(corpus, out, keep_manifests=keep)
+        digests.append(read_live(store_of(out)).digest)
+    kept = history(out)
+    assert [manifest.digest for manifest in kept] == digests[: -keep - 1 : -1]
+    assert all(is_whole(out, manifest) for manifest in kept)
+    assert parts_in(out) == set().union(*map(paths_of, kept))
+    assert len(list_kept(store_of(out))) == keep - 1
+
+
+def test_each_manifest_has_the_configuration_that_stood_beside_it(corpus: Path, out: Path) -> None:
+    for number in range(3):
+        change(corpus, number)
+        embed(corpus, out, keep_manifests=3)
+    live, *older = history(out)
+    assert json.loads((out / CONFIG).read_text()) == {"of": live.digest}
+    for manifest in older:
+        content = (out / config_path_of(id_of(manifest))).read_text()
+        assert json.loads(content) == {"of": manifest.digest}
+
+
+def test_times_of_commits_go_up_even_if_the_clock_does_not(corpus: Path, out: Path) -> None:
+    embed(corpus, out)
+    tomorrow = read_live(store_of(out)).model_copy(update={"committed_at": "2999-01-01T00:00:00.999+00:00"})
+    assert next_commit_time(tomorrow) == "2999-01-01T00:00:01.000+00:00"
+    assert next_commit_time(None) < "2999"
+
+
+def test_a_corpus_that_is_as_it_was_costs_nothing_and_counts_once(corpus: Path, out: Path) -> None:
+    shard = corpus / "b.parquet"
+    embed(corpus, out, keep_manifests=3)
+    first, time_of_first = shard.read_bytes(), shard.stat().st_mtime_ns
+    change(corpus, 5)
+    embed(corpus, out, keep_manifests=3)
+    shard.write_bytes(first)
+    os.utime(shard, ns=(time_of_first, time_of_first))
+    assert embed(corpus, out, keep_manifests=3).work == ()
+    live, *older = history(out)
+    assert [manifest.digest == live.digest for manifest in older] == [False]
+    assert len(list_kept(store_of(out))) == 1
+
+
+def test_parts_of_an_earlier_dataset_and_of_the_live_one_are_vouched_for_once(
+    corpus: Path, out: Path
+) -> None:
+    embed(corpus, out)
+    plan = plan_of(corpus, (DOCUMENT,), stock_of(out))
+    commit(out, plan, list(plan.existing), corpus, keep_manifests=2)
+    plan = embed(corpus, out, keep_manifests=2)
+    assert plan.work == ()
+    paths = [file.path for receipt in read_live(store_of(out)).receipts for file in receipt.files()]
+    assert (len(paths), len(set(paths))) == (8, 8)
+
+
+class KilledError(Exception):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_kill_at_any_step_of_a_commit_leaves_all_right_and_the_next_run_mends_it(
+    corpus: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        change(corpus, number)
+        embed(corpus, out, keep_manifests=2)
+    store, steps = store_of(out), iter(range(100))
+    before = history(out)
+    change(corpus, 2)
+    plan = plan_of(corpus, holdings=stock_of(out))
+    receipts = [*plan.existing, *(finish(out, work) for work in plan.work)]
+
+    def dying(name: str) -> Any:
+        whole = getattr(type(store), name)
+
+        def half(self: Any, *arguments: Any) -> Any:
+            if next(steps) == step:
+                raise KilledError
+            return whole(self, *arguments)
+
+        return half
+
+    with monkeypatch.context() as patch:
+        for name in ("create", "swap", "replace", "delete"):
+            patch.setattr(type(store), name, dying(name))
+        with pytest.raises(KilledError):
+            commit(out, plan, receipts, corpus, keep_manifests=2, orphan_grace_hours=24)
+    kept = history(out)
+    committed = step >= 3
+    assert (kept[0] == before[0]) != committed
+    assert is_whole(out, kept[0])
+    assert is_whole(out, kept[1])
+    assert json.loads((out / CONFIG).read_text())["of"] == kept[0].digest or step == 3
+
+    assert embed(corpus, out, keep_manifests=2).work == ()
+    if committed:  # the command sweeps where nothing has changed; `embed` here commits the same once more
+        assert history(out)[0].digest == kept[0].digest
+    live, *older = history(out)
+    assert [manifest.digest for manifest in older] == [before[0].digest]
+    assert parts_in(out) == paths_of(live) | paths_of(older[0])
+    content = (out / config_path_of(id_of(older[0]))).read_text()
+    assert json.loads(content) == {"of": before[0].digest}
+
+
+def test_orphans_stay_for_their_grace_and_go_after_it(corpus: Path, out: Path) -> None:
+    orphans = [
+        STALE,
+        f"_rejects/rejects-{'1' * 32}.parquet",
+        f"_receipts/{'2' * 32}.json",
+        f"_ranges/{'3' * 32}.json",
+        f"task=retrieval/role=query/.{'4' * 32}.tmp",
+        f".{'5' * 32}.tmp",
+    ]
+    embed(corpus, out)
+    live = read_live(store_of(out))
+    for path in orphans:
+        store_of(out).create(path, b"left")
+        make_old(out / path, 23)
+    sweep(store_of(out), live, keep_manifests=1, orphan_grace_hours=24)
+    assert all((out / path).exists() for path in orphans)
+    for path in orphans:
+        make_old(out / path, 25)
+    sweep(store_of(out), live, keep_manifests=1, orphan_grace_hours=24)
+    assert not any((out / path).exists() for path in orphans)
+    assert is_whole(out, live)
+
+
+def test_orphans_make_an_output_untidy_and_history_does_too(corpus: Path, out: Path) -> None:
+    embed(corpus, out)
+    assert stock_of(out).is_tidy
+    store_of(out).create(f"task=retrieval/.{'4' * 32}.tmp", b"left")
+    assert not stock_of(out).is_tidy
+    (out / f"task=retrieval/.{'4' * 32}.tmp").unlink()
+    store_of(out).create(STALE, b"left")
+    assert not stock_of(out).is_tidy
+    (out / STALE).unlink()
+    keep_aside(store_of(out))
+    assert not stock_of(out).is_tidy
+
+
+def test_what_falls_out_of_the_history_goes_at_once_and_has_no_grace(corpus: Path, out: Path) -> None:
+    embed(corpus, out)
+    first = paths_of(read_live(store_of(out)))
+    change(corpus, 0)
+    embed(corpus, out, keep_manifests=2, orphan_grace_hours=24)
+    assert first <= parts_in(out)
+    change(corpus, 1)
+    embed(corpus, out, keep_manifests=2, orphan_grace_hours=24)
+    assert not first <= parts_in(out)
+
+
+def test_receipts_of_what_is_published_go_at_once_and_those_of_others_stay(corpus: Path, out: Path) -> None:
+    others = [finish(out, work) for work in plan_of(corpus, fragment_rows=20).work]
+    embed(corpus, out, orphan_grace_hours=24)
+    left = {path.stem for path in (out / RECEIPTS).iterdir()}
+    assert left == {receipt.id for receipt in others}
+    assert {part.path for receipt in others for part in receipt.parts.values()} <= parts_in(out)
+
+
+FOREIGN = [
+    "task=retrieval/role=query/part-0.parquet",
+    "task=retrieval/role=query/mine.parquet",
+    "task=retrieval/role=query/README.md",
+    f"task=retrieval/part-{'0' * 32}.parquet.bak",
+    f"task=retrieval/part-{'0' * 31}G.parquet",
+    f"other/part-{'0' * 32}.parquet",
+    f"other/.{'0' * 32}.tmp",
+    "_rejects/notes.parquet",
+    "_receipts/x.json",
+    "_ranges/x.json",
+    f"_manifests/{'0' * 32}.json",
+    "_manifests/before the migration.json",
+    "_lock.json",
+    "_other/x.parquet",
+    f"part-{'0' * 32}.parquet",
+]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_files_with_names_that_are_not_ours_are_never_touched(corpus: Path, out: Path, keep: int) -> None:
+    for path in FOREIGN:
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(b"mine")
+        make_old(out / path, 1000)
+        assert kind_of(path) is None
+    for number in range(4):
+        change(corpus, number)
+        embed(corpus, out, keep_manifests=keep)
+    assert all((out / path).read_bytes() == b"mine" for path in FOREIGN)
+    live, *older = history(out)
+    assert parts_in(out) - set(FOREIGN) == set().union(*map(paths_of, [live, *older]))
+
+
+def test_every_name_that_we_give_is_known(corpus: Path, out: Path) -> None:
+    plan = plan_of(corpus)
+    fragment: Fragment = plan.fragments[0]
+    deep = fragment.part_path(DOCUMENT.view, DOCUMENT.space).replace("/part-", "/lang=a%2Fb\n/x=__/part-")
+    assert kind_of(deep) == "part"
+    embed(corpus, out)
+    keep_aside(store_of(out))
+    (kept,) = list_kept(store_of(out))
+    assert kind_of(path_of(kept)) == kind_of(config_path_of(kept)) == "manifest"
+    assert all(kind_of(path) == "part" for path in parts_in(out))
+
+
+def test_a_kept_manifest_that_was_edited_is_refused_before_anything_is_removed(
+    corpus: Path, out: Path
+) -> None:
+    for number in range(2):
+        change(corpus, number)
+        embed(corpus, out, keep_manifests=2)
+    (kept,) = list_kept(store_of(out))
+    path = out / path_of(kept)
+    path.write_text(path.read_text().replace('"corpus":"', '"corpus":"/else'))
+    before = parts_in(out)
+    for attempt in (lambda: stock_of(out), lambda: embed(corpus, out)):
+        with pytest.raises(OutputError, match=r"edited or renamed; put back what was there, or remove it"):
+            attempt()
+    path.write_text("{}")
+    with pytest.raises(OutputError, match=r"is no manifest .* or remove it"):
+        stock_of(out)
+    assert parts_in(out) == before
+
+
+def test_a_manifest_of_another_version_keeps_its_name(corpus: Path, out: Path) -> None:
+    """A field with a default is new in this version, so the file lacks what a dump of it has."""
+    embed(corpus, out)
+    content = json.loads((out / MANIFEST).read_text())
+    assert content.pop("ranges") == {}
+    (out / MANIFEST).write_text(json.dumps(content))
+    keep_aside(store_of(out))
+    (kept,) = list_kept(store_of(out))
+    assert digest_of(kept) != read_live(store_of(out)).digest
+    assert read_kept(store_of(out), kept) == read_live(store_of(out))
+
+
+def test_a_manifest_is_found_by_the_beginning_of_its_id_or_digest(corpus: Path, out: Path) -> None:
+    for number in range(3):
+        change(corpus, number)
+        embed(corpus, out, keep_manifests=3)
+    store = store_of(out)
+    live, one, other = history(out)
+    assert find_kept(store, id_of(one), live) == id_of(one)
+    assert find_kept(store, other.digest[:12], live) == id_of(other)
+    for wanted, problem in (
+        ("2", "is the beginning of several manifests"),
+        ("f" * 32, "is no manifest that is kept there"),
+        ("", "is no manifest|several"),
+        (live.digest, "is the live manifest"),
+    ):
+        with pytest.raises(OutputError, match=problem) as caught:
+            find_kept(store, wanted, live)
+        assert id_of(one) in str(caught.value)
+
+
+def test_a_file_that_cannot_be_deleted_is_an_error_and_the_manifest_stands(
+    corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(corpus, out)
+    store_of(out).create(STALE, b"left")
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "no")))
+    with pytest.raises(StorageError, match="could not delete"):
+        sweep(store_of(out), read_live(store_of(out)), keep_manifests=1, orphan_grace_hours=0)
+    assert (out / MANIFESTS).exists() is False
+    assert is_whole(out, read_live(store_of(out)))
