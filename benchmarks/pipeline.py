@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -89,10 +89,16 @@ def main() -> None:
             f"takes an encoder {seconds_per_token * args.fragment_rows * (args.words + 2):.2f} s",
             flush=True,
         )
-        with cluster(args.nodes, args.gpus, args.late_after) as joined, watched() as usage:
+        with cluster(args.nodes, args.gpus) as add_node, watched() as usage:
             actors = (pipeline._Read, sleeping(seconds_per_token, protocol.dim), pipeline._Write)
             started = time.time()
-            spent = [row | {"done": time.time()} for row in pipeline.stream(run, plan.work, compute, actors)]
+            spent: list[dict[str, Any]] = []
+            joined: list[tuple[str, float]] = []
+            for row in pipeline.stream(run, plan.work, compute, actors):
+                spent.append(row)
+                # Here and not in a thread: Ray sets signal handlers for each node.
+                if args.late_after is not None and not joined and time.time() - started > args.late_after:
+                    joined.append((add_node(), time.time()))
             report(spent, started, time.time(), joined, args.fragment_rows)
         print(", ".join(f"{what} {value:,.1f}" for what, value in usage.items()))
 
@@ -193,33 +199,20 @@ def prepare(folder: str, protocol: Protocol, fragment_rows: int) -> tuple[RunSpe
 
 
 @contextlib.contextmanager
-def cluster(nodes: int, gpus: int, late_after: float | None) -> Iterator[list[tuple[str, float]]]:
-    """Ray nodes on this machine; gives the late one's id and time once it is there."""
+def cluster(nodes: int, gpus: int) -> Iterator[Callable[[], str]]:
+    """Ray nodes on this machine; gives what adds one more and says its id."""
     started = time.monotonic()
     size = {"num_cpus": gpus + SPARE_CPUS, "num_gpus": gpus, "object_store_memory": 150 * 2**20}
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 150 * 2**20}
     made = Cluster(initialize_head=True, head_node_args=head)
-    joined: list[tuple[str, float]] = []
-    timer = None
     try:
         for _ in range(nodes):
             made.add_node(wait=False, **size)
         made.wait_for_nodes()
         ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
         print(f"cluster ready after {time.monotonic() - started:.1f} s", flush=True)
-
-        def join() -> None:
-            node = made.add_node(**size)
-            joined.append((node.node_id, time.time()))
-
-        if late_after is not None:
-            timer = threading.Timer(late_after, join)
-            timer.start()
-        yield joined
+        yield lambda: str(made.add_node(**size).node_id)
     finally:
-        if timer is not None:
-            timer.cancel()
-            timer.join()
         ray.shutdown()
         made.shutdown()
 
