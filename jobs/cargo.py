@@ -3,7 +3,7 @@
 A fragment's rows stay together in one `large_binary` cell, which reads back without a copy, so nothing between the
 stages can split, merge or reorder them, and the accelerator's batches are the encoder's affair alone.
 
-    read    -> work, rows, rejects, tokens, and seconds spent
+    read    -> work, rows, rejects, tokens, which rows have their vectors from before, and seconds spent
     encode  -> the same with tokens, a set for each prompt, replaced by float vectors, a set for each prompt and adapter
     write   -> a receipt, and what was spent
 """

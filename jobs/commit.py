@@ -14,6 +14,7 @@ from jobs.errors import AccountingError
 from jobs.holdings import data_files
 from jobs.plan import Plan
 from jobs.records import (
+    CARRIED,
     CONFIG,
     MANIFEST,
     RANGES,
@@ -94,8 +95,8 @@ def publish(store: Store, manifest: Manifest, configuration: Mapping[str, object
 
 
 def sweep(store: Store, manifest: Manifest) -> None:
-    """Remove parts that the dataset does not hold, and ranges and receipts, all of which it holds or does not want."""
+    """Remove parts that the dataset does not hold, and scratch, all of which it holds or does not want."""
     live = {file.path for receipt in manifest.receipts for file in receipt.files()}
     store.delete([path for path in data_files(store) if path not in live])
-    for folder in (RANGES, RECEIPTS):
+    for folder in (CARRIED, RANGES, RECEIPTS):
         store.delete([entry.path for entry in store.list(folder)])

@@ -7,6 +7,7 @@ It makes a Parquet dataset of embeddings equal to what a corpus and an encoder s
     read the configuration, resolve the encoder's protocol, take stock of the output     (wrong: exit code 2)
     plan      list shards, cut them into fragments, subtract the parts that exist already
               (int8 only, and only once: calibrate its ranges, for they are part of what names a part)
+    carry     vectors of texts that the dataset holds already to the fragments that want them
     embed     what is missing, on Ray                                                    (failed: exit code 1)
     commit    if receipts cover the plan and counts balance, replace the manifest; then sweep
 
@@ -16,6 +17,7 @@ The same command is the first run, the resume after anything that went wrong, an
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import platform
@@ -36,6 +38,7 @@ from encoders.protocol import Protocol
 from encoders.quantization import check_dim
 from encoders.tasks import view_of
 from encoders.tokenizer import Tokenizer
+from jobs.carry import carry_over, plan_carrying
 from jobs.cli import PROGRAM, parse
 from jobs.commit import build_manifest, publish, sweep
 from jobs.config import EncoderConfig, JobConfig, dump_config
@@ -50,7 +53,7 @@ from jobs.protocols import resolve, show_protocol
 from jobs.ranges import CALIBRATION_ROWS, calibrated, held_ranges, keep, ranges_from, sample_of, with_ranges
 from jobs.records import LongTextRecord, Manifest, RangesRecord, ReadingRecord, ViewRecord
 from jobs.rows import Reading
-from jobs.run_spec import RunSpec, ViewSpec
+from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Location, Store, open_store
 from jobs.summary import Times, show_plan, show_run
 
@@ -136,7 +139,8 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
     if plan.work:
         _check_chunks(job, reading)
         ray_seconds += _connect(config)
-        _embed(job, plan, reading, tally, console)
+        spec = _run_spec(job, reading)
+        _embed(spec, _carry_over(job, plan, spec), config, tally, console)
     manifest, changed = _commit(job, plan, tally, reading.record())
     times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
     uri = job.store.location.uri
@@ -295,13 +299,23 @@ def _connect(config: JobConfig) -> float:
     return time.monotonic() - started
 
 
-def _embed(job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Console) -> None:
+def _carry_over(job: _Job, plan: Plan, spec: RunSpec) -> tuple[Work, ...]:
+    """The work, after the vectors of texts that the dataset holds were brought to the fragments that want them."""
+    if not job.config.output.carry_over:
+        return plan.work
+    from jobs.joins import carry_on_cluster
+
+    carrying, rest = plan_carrying(plan, job.holdings, job.views, spec.reading)
+    on_cluster = functools.partial(carry_on_cluster, job.config.compute)
+    return (*carry_over(spec, job.store, carrying, on_cluster), *rest)
+
+
+def _embed(spec: RunSpec, work: Sequence[Work], config: JobConfig, tally: Tally, console: Console) -> None:
     from jobs.pipeline import embed_fragments
 
-    spec = _run_spec(job, reading)
-    num_rows = sum(work.fragment.num_rows for work in plan.work)
-    with ProgressLine(console, len(plan.work), num_rows) as line:
-        for spent in embed_fragments(spec, plan.work, job.config.compute):
+    num_rows = sum(piece.fragment.num_rows for piece in work)
+    with ProgressLine(console, len(work), num_rows) as line:
+        for spent in embed_fragments(spec, work, config.compute):
             tally.add(spent)
             line.update(tally)
 

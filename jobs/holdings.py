@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from jobs.errors import OutputError
 from jobs.records import (
+    CARRIED,
     RANGES,
     RECEIPTS,
     REJECTS,
@@ -41,19 +42,22 @@ class Holdings:
         receipts: Of the manifest, and of attempts that it does not know.
         files: Size of every part and rejects file, by path.
         ranges: Calibrated by attempts that the manifest does not know.
+        carried: Paths of vectors that an attempt had carried over.
     """
 
     manifest: Manifest | None
     receipts: tuple[Receipt, ...]
     files: Mapping[str, int]
     ranges: tuple[RangesRecord, ...] = ()
+    carried: tuple[str, ...] = ()
 
     @property
     def is_tidy(self) -> bool:
         """Whether nothing is there but what the committed dataset holds."""
         committed = self.manifest.receipts if self.manifest else ()
         live = {file.path for receipt in committed for file in receipt.files()}
-        return len(self.receipts) == len(committed) and self.files.keys() <= live and not self.ranges
+        scratch = self.ranges or self.carried
+        return len(self.receipts) == len(committed) and self.files.keys() <= live and not scratch
 
     def by_part(self) -> dict[str, Receipt]:
         """The receipt that vouches for each part; only receipts all of whose files are there."""
@@ -70,7 +74,9 @@ def take_stock(store: Store) -> Holdings:
     manifest = read_manifest(store)
     loose = _read_all(store, RECEIPTS, parse_receipt)
     committed = manifest.receipts if manifest else ()
-    return Holdings(manifest, (*committed, *loose), data_files(store), _read_all(store, RANGES, parse_ranges))
+    carried = tuple(entry.path for entry in store.list(CARRIED))
+    ranges = _read_all(store, RANGES, parse_ranges)
+    return Holdings(manifest, (*committed, *loose), data_files(store), ranges, carried)
 
 
 def _read_all(store: Store, folder: str, parse: Callable[[bytes, str], R]) -> tuple[R, ...]:

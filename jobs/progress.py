@@ -28,6 +28,7 @@ class Tally:
     Attributes:
         rows: Rows of finished fragments.
         vectors: Vectors written, over all views.
+        carried: Those of them that the dataset had before.
         tokens: Tokens encoded, once for each distinct prompt and adapter.
         padding: Tokens computed for nothing.
         truncated: Vectors whose text the model did not see whole.
@@ -40,6 +41,7 @@ class Tally:
 
     rows: int = 0
     vectors: int = 0
+    carried: int = 0
     tokens: int = 0
     padding: int = 0
     truncated: int = 0
@@ -57,6 +59,7 @@ class Tally:
         self.vectors += sum(part.num_rows for part in receipt.parts.values())
         self.truncated += sum(part.num_truncated for part in receipt.parts.values())
         self.rejected.update(receipt.rejected)
+        self.carried += spent["num_carried"]
         self.tokens += spent["num_encoded_tokens"]
         self.padding += spent["num_padding"]
         self.preflight_cosine = min(self.preflight_cosine, spent["preflight_cosine"])

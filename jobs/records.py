@@ -3,6 +3,7 @@
     OUT/_receipts/<digest>.json     a fragment is complete in some views; gone once a manifest holds its content
     OUT/_rejects/.../<digest>.parquet
     OUT/_ranges/<digest>.json       of int8 vectors, before the first of them is written; gone like receipts
+    OUT/_carried/<digest>.parquet   vectors of the dataset before, for one fragment of the next; gone likewise
     OUT/_manifest.json              the live parts; writing it is the commit
     OUT/_config.json                the configuration and package versions of the run that committed
 
@@ -29,6 +30,7 @@ CONFIG = "_config.json"
 RECEIPTS = "_receipts"
 REJECTS = "_rejects"
 RANGES = "_ranges"
+CARRIED = "_carried"
 
 
 class _Record(BaseModel):

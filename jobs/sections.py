@@ -367,6 +367,11 @@ class OutputConfig(_Section):
         "ranges stay until it is overwritten. null: 1,000, whose ranges hold all but 2 in 1,000 of the corpus's "
         "values.",
     )
+    carry_over: bool = Field(
+        default=True,
+        description="Take the vectors of texts that the dataset holds already, in parts whose shards changed, were "
+        "moved or read otherwise, from those parts. Not for chunks.",
+    )
     overwrite: bool = Field(
         default=False,
         description="Replace a dataset that was made from another corpus, or with other views or spaces.",

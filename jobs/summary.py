@@ -69,7 +69,8 @@ def show_run(
 ) -> dict[str, Any]:
     """Print what a run did; returns the summary.
 
-    `rows` are those of the corpus; `embedded` and `existing` count vectors, over all views; `tokens` are those that
+    `rows` are those of the corpus; `embedded`, `carried` and `existing` count vectors, over all
+    views; `tokens` are those that
     went through the encoder; `tokens_per_second` leaves Ray's start out of the time.
     """
     seconds = max(times.total - times.ray_start, 1e-9)
@@ -77,11 +78,13 @@ def show_run(
     existing = sum(part.num_rows for receipt in plan.existing for part in receipt.parts.values())
     lines = {
         "rows": f"{plan.num_rows:,}{_chunks(manifest)}",
-        "embedded": f"{tally.vectors:,} vectors ({existing:,} were there)",
+        "embedded": f"{tally.vectors - tally.carried:,} vectors ({existing:,} were there)",
         "rejected": ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())) or "0",
         "tokens": f"{tally.tokens:,}",
         "seconds": f"{times.total:.1f}, Ray's start {times.ray_start:.1f} of them",
     }
+    if tally.carried:
+        lines["carried over"] = f"{tally.carried:,} vectors"
     if tally.receipts:
         lines |= {
             "tokens per second": f"{tally.tokens / seconds:,.0f}",
@@ -97,7 +100,8 @@ def show_run(
     _print_table(console, "Published" if changed else "Nothing to do: the output is what it should be", lines)
     return {
         "rows": plan.num_rows,
-        "embedded": tally.vectors,
+        "embedded": tally.vectors - tally.carried,
+        "carried": tally.carried,
         "existing": existing,
         "rejected": sum(rejected.values()),
         "tokens": tally.tokens,

@@ -93,6 +93,7 @@ def test_the_last_and_only_line_of_stdout_is_the_summary(dataset: Dataset) -> No
     expected = {
         "rows": NUM_ROWS,
         "embedded": 2 * NUM_ROWS,
+        "carried": 0,
         "existing": 0,
         "rejected": 0,
         "tokens": tokens,
