@@ -10,7 +10,7 @@ stages can split, merge or reorder them, and the accelerator's batches are the e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -101,3 +101,12 @@ def as_vectors(lists: pa.ChunkedArray) -> np.ndarray:
     """Vectors `[num_texts, dim]` from fixed-size lists."""
     flat: np.ndarray = lists.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(lists), lists.type.list_size)
+
+
+def grouped(table: pa.Table, column: str) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each value of an integer column."""
+    table = table.sort_by(column).combine_chunks()
+    values, starts = np.unique(table[column].to_numpy(), return_index=True)
+    stops = np.append(starts, table.num_rows)[1:]
+    for value, start, stop in zip(values, starts, stops, strict=True):
+        yield int(value), table.slice(start, stop - start)

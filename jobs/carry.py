@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from encoders.space import digest
-from jobs.cargo import as_vectors
+from jobs.cargo import as_vectors, grouped
 from jobs.errors import CorpusError, OutputError
 from jobs.footers import Columns
 from jobs.holdings import Holdings
@@ -189,15 +189,6 @@ def match(keys: pa.Table) -> pa.Table:
         },
         schema=MATCHES,
     )
-
-
-def grouped(table: pa.Table, column: str) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of each value of an integer column."""
-    table = table.sort_by(column).combine_chunks()
-    values, starts = np.unique(table[column].to_numpy(), return_index=True)
-    stops = np.append(starts, table.num_rows)[1:]
-    for value, start, stop in zip(values, starts, stops, strict=True):
-        yield int(value), table.slice(start, stop - start)
 
 
 class Steps:

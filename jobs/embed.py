@@ -9,7 +9,7 @@ It makes a Parquet dataset of embeddings equal to what a corpus and an encoder s
               (int8 only, and only once: calibrate its ranges, for they are part of what names a part)
     carry     vectors of texts that the dataset holds already to the fragments that want them
     embed     what is missing, on Ray                                                    (failed: exit code 1)
-    commit    if receipts cover the plan and counts balance, replace the manifest; then sweep
+    commit    if receipts cover the plan and counts balance, list the ids that change, replace the manifest; then sweep
 
 The same command is the first run, the resume after anything that went wrong, and the scheduled reindex.
 """
@@ -24,6 +24,7 @@ import platform
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,7 @@ from encoders.quantization import check_dim
 from encoders.tasks import view_of
 from encoders.tokenizer import Tokenizer
 from jobs.carry import carry_over, plan_carrying
+from jobs.changes import Changes, Comparison, report_changes, sweep_changes
 from jobs.cli import PROGRAM, parse
 from jobs.commit import build_manifest, publish, sweep
 from jobs.config import EncoderConfig, JobConfig, dump_config
@@ -141,10 +143,10 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         ray_seconds += _connect(config)
         spec = _run_spec(job, reading)
         _embed(spec, _carry_over(job, plan, spec), config, tally, console)
-    manifest, changed = _commit(job, plan, tally, reading.record())
+    manifest, changes = _commit(job, plan, tally, reading.record())
     times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
     uri = job.store.location.uri
-    return show_run(console, plan, tally, manifest, times, uri, changed=changed, raw_views=job.raw_views)
+    return show_run(console, plan, tally, manifest, times, uri, changes=changes, raw_views=job.raw_views)
 
 
 def _set_up(config: JobConfig) -> _Job:
@@ -343,8 +345,8 @@ def _run_spec(job: _Job, reading: Reading) -> RunSpec:
     )
 
 
-def _commit(job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord) -> tuple[Manifest, bool]:
-    """The dataset's manifest, and whether it had to be written."""
+def _commit(job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord) -> tuple[Manifest, Changes | None]:
+    """The dataset's manifest, and what it changed; None where it was the same before."""
     held = job.holdings.manifest
     manifest = build_manifest(
         plan,
@@ -358,7 +360,8 @@ def _commit(job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord) -> tupl
     if held is not None and manifest.digest == held.digest:
         if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep
             sweep(job.store, held)
-        return held, False
+        return held, None
+    changes = report_changes(job.store, job.holdings, manifest, functools.partial(_compare, job.config))
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     publish(
         job.store,
@@ -366,7 +369,15 @@ def _commit(job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord) -> tupl
         {"configuration": dump_config(job.config), "python": platform.python_version(), "packages": versions},
     )
     sweep(job.store, manifest)
-    return manifest, True
+    sweep_changes(job.store, changes)
+    return manifest, changes
+
+
+def _compare(config: JobConfig, location: Location, comparison: Comparison) -> Counter[tuple[str, str]]:
+    from jobs.joins import compare_on_cluster
+
+    _connect(config)
+    return compare_on_cluster(config.compute, location, comparison)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     OUT/_ranges/<digest>.json       of int8 vectors, before the first of them is written; gone like receipts
     OUT/_carried/<digest>.parquet   vectors of the dataset before, for one fragment of the next; gone likewise
     OUT/_manifest.json              the live parts; writing it is the commit
+    OUT/_changes/.../<digest>       ids that a commit added, updated and deleted; see `jobs.changes`
     OUT/_config.json                the configuration and package versions of the run that committed
 
 Names that begin with "_" are left out by pyarrow, Spark, Ray and pandas when they open the folder.
@@ -31,6 +32,7 @@ RECEIPTS = "_receipts"
 REJECTS = "_rejects"
 RANGES = "_ranges"
 CARRIED = "_carried"
+CHANGES = "_changes"
 
 
 class _Record(BaseModel):

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jobs.changes import KINDS, Changes
 from jobs.plan import Plan
 from jobs.progress import Tally
 from jobs.records import MANIFEST, Manifest, ViewRecord
@@ -64,14 +65,14 @@ def show_run(
     times: Times,
     output: str,
     *,
-    changed: bool,
+    changes: Changes | None,
     raw_views: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Print what a run did; returns the summary.
 
-    `rows` are those of the corpus; `embedded`, `carried` and `existing` count vectors, over all
-    views; `tokens` are those that
-    went through the encoder; `tokens_per_second` leaves Ray's start out of the time.
+    `rows` are those of the corpus; `embedded`, `carried` and `existing` count vectors, over all views; `tokens` are
+    those that went through the encoder; `added`, `updated` and `deleted` count ids, over all views;
+    `tokens_per_second` leaves Ray's start out of the time.
     """
     seconds = max(times.total - times.ray_start, 1e-9)
     rejected = manifest.rejected()
@@ -83,6 +84,8 @@ def show_run(
         "tokens": f"{tally.tokens:,}",
         "seconds": f"{times.total:.1f}, Ray's start {times.ray_start:.1f} of them",
     }
+    if changes:
+        lines["changes"] = ", ".join(f"{kind} {changes.count(kind):,}" for kind in KINDS)
     if tally.carried:
         lines["carried over"] = f"{tally.carried:,} vectors"
     if tally.receipts:
@@ -97,13 +100,15 @@ def show_run(
     lines |= _raw(raw_views)
     if plan.bad_shards:
         lines["skipped shards"] = ", ".join(shard.path for shard in plan.bad_shards[:5])
-    _print_table(console, "Published" if changed else "Nothing to do: the output is what it should be", lines)
+    _print_table(console, "Published" if changes else "Nothing to do: the output is what it should be", lines)
     return {
         "rows": plan.num_rows,
         "embedded": tally.vectors - tally.carried,
         "carried": tally.carried,
         "existing": existing,
         "rejected": sum(rejected.values()),
+        **{kind: changes.count(kind) if changes else 0 for kind in KINDS[:-1]},
+        "changes": f"{output.rstrip('/')}/{changes.folder}" if changes else None,
         "tokens": tally.tokens,
         "seconds": round(times.total, 3),
         "tokens_per_second": round(tally.tokens / seconds, 1),

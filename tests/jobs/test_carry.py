@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.cargo import as_lists, as_vectors
+from jobs.cargo import as_lists, as_vectors, grouped
 from jobs.carried import CarriedVectors, Embedded
-from jobs.carry import KEYS, grouped, match, plan_carrying
+from jobs.carry import KEYS, match, plan_carrying
 from jobs.errors import OutputError
 from jobs.holdings import Holdings
 from jobs.records import LongTextRecord, Manifest, PartRecord, Receipt, ViewRecord
