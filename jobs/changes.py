@@ -131,9 +131,11 @@ def report_changes(store: Store, holdings: Holdings, after: Manifest, on_cluster
         counts[view][UNCHANGED] += record.num_embedded
     gone = [SidedPart(view, False, record) for name, (view, record) in old.items() if name not in new]
     came = [SidedPart(view, True, record) for name, (view, record) in new.items() if name not in old]
-    lost = [part for part in gone if holdings.files.get(part.record.path) != part.record.num_bytes]
-    there = [part for part in gone if part not in lost]
-    sides = sorted([*there, *came], key=lambda part: part.record.path)
+    lost = {part.record.path for part in gone} - {
+        part.record.path for part in gone if holdings.files.get(part.record.path) == part.record.num_bytes
+    }
+    there = [part for part in (*gone, *came) if part.record.path not in lost]
+    sides = sorted(there, key=lambda part: part.record.path)
     for parts in _comparable(before, after, sides):
         num_rows = sum(part.record.num_rows for part in parts)
         comparison = Comparison(
@@ -150,9 +152,7 @@ def report_changes(store: Store, holdings: Holdings, after: Manifest, on_cluster
         )
         for (view, change), count in compared.items():
             counts[view][change] += count
-    changes = empty.model_copy(
-        update={"views": counts, "lost": tuple(sorted(part.record.path for part in lost))}
-    )
+    changes = empty.model_copy(update={"views": counts, "lost": tuple(sorted(lost))})
     store.create(path, changes.model_dump_json(indent=2).encode())
     return changes
 

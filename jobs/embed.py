@@ -142,7 +142,7 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         _check_chunks(job, reading)
         ray_seconds += _connect(config)
         spec = _run_spec(job, reading)
-        _embed(spec, _carry_over(job, plan, spec), config, tally, console)
+        _embed(spec, _carry_over(job, plan, spec, console), config, tally, console)
     manifest, changes = _commit(job, plan, tally, reading.record())
     times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
     uri = job.store.location.uri
@@ -301,13 +301,16 @@ def _connect(config: JobConfig) -> float:
     return time.monotonic() - started
 
 
-def _carry_over(job: _Job, plan: Plan, spec: RunSpec) -> tuple[Work, ...]:
+def _carry_over(job: _Job, plan: Plan, spec: RunSpec, console: Console) -> tuple[Work, ...]:
     """The work, after the vectors of texts that the dataset holds were brought to the fragments that want them."""
     if not job.config.output.carry_over:
         return plan.work
     from jobs.joins import carry_on_cluster
 
     carrying, rest = plan_carrying(plan, job.holdings, job.views, spec.reading)
+    if not carrying.work:
+        return rest
+    console.print(f"Looking for vectors to carry over in {len(carrying.parts):,} parts that fall away")
     on_cluster = functools.partial(carry_on_cluster, job.config.compute)
     return (*carry_over(spec, job.store, carrying, on_cluster), *rest)
 
