@@ -37,15 +37,15 @@ def apply_changes(dataset: Path, database: Path) -> dict[str, int]:
     parts = [str(dataset / part.path) for receipt in manifest.receipts for part in receipt.parts.values()]
     with duckdb.connect(str(database)) as store:
         store.begin()
-        store.execute("create table if not exists at (manifest varchar)")
-        at = store.execute("select manifest from at").fetchone()
+        store.execute("create table if not exists position (manifest varchar)")
+        at = store.execute("select manifest from position").fetchone()
         reports = _reports(dataset, at[0] if at else None, manifest.digest)
         if reports is None:
             counts = _load(store, manifest, parts)
         else:
             counts = _replace(store, manifest, parts, [str(file) for report in reports for file in report])
-        store.execute("delete from at")
-        store.execute("insert into at values (?)", [manifest.digest])
+        store.execute("delete from position")
+        store.execute("insert into position values (?)", [manifest.digest])
         store.commit()
     return counts
 
