@@ -122,7 +122,8 @@ def plan_carrying(
         and holdings.files.get(part.path) == part.num_bytes
     ]
     sources = {part.view for part in old}
-    carrying, rest = [], []
+    carrying: list[Work] = []
+    rest: list[Work] = []
     for work in plan.work:
         for some, parts in (
             (carrying, {view: path for view, path in work.parts.items() if view in sources}),
