@@ -40,7 +40,7 @@ import pyarrow.parquet as pq
 from encoders.family import Prompt
 from encoders.space import Space, digest
 from encoders.tasks import view_of
-from jobs.commit import build_manifest, publish, sweep
+from jobs.commit import build_manifest, publish
 from jobs.corpus import list_corpus
 from jobs.footers import Columns, read_footers
 from jobs.holdings import take_stock
@@ -50,6 +50,7 @@ from jobs.records import MANIFEST, RECEIPTS, Manifest, PartRecord, Receipt, View
 from jobs.rows import Reading
 from jobs.run_spec import ViewSpec, Work
 from jobs.storage import Location, Store, open_store
+from jobs.sweep import sweep
 
 PHASES = ("first", "resume", "rerun")
 COLUMNS = Columns("id", ("text",), ())
@@ -226,6 +227,7 @@ def go(phase: str, watch: Stopwatch, source: Location, store: Store) -> Manifest
             fragment_rows=FRAGMENT_ROWS,
             views={str(VIEW): RECORD},
             ranges={},
+            held=holdings.manifest,
         )
     if phase == "rerun":
         with watch.step("compare"):
@@ -234,9 +236,9 @@ def go(phase: str, watch: Stopwatch, source: Location, store: Store) -> Manifest
             assert holdings.is_tidy
         return manifest
     with watch.step("publish"):
-        publish(store, manifest, {})
+        publish(store, manifest, {}, replacing=holdings.version)
     with watch.step("sweep"):
-        sweep(store, manifest)
+        sweep(store, manifest, keep_manifests=1, orphan_grace_hours=0)
     return manifest
 
 
@@ -262,6 +264,10 @@ def spent_on(work: Work) -> dict[str, Any]:
         "receipt": receipt.model_dump_json().encode(),
         "num_encoded_tokens": 7,
         "num_padding": 0,
+        "num_prompts": 1,
+        "num_encodings": 1,
+        "num_carried": 0,
+        "halved_budget": 0,
         "preflight_cosine": 1.0,
         "actor": "growth:1",
         **seconds,

@@ -3,15 +3,16 @@
 A fragment's rows stay together in one `large_binary` cell, which reads back without a copy, so nothing between the
 stages can split, merge or reorder them, and the accelerator's batches are the encoder's affair alone.
 
-    read    -> work, rows and their numbers in the shard, rejects, tokens, and seconds spent
-    encode  -> work, rows, rejects, and in place of tokens, a set for each prompt, float vectors, a set for each prompt
-               and adapter
+    read    -> work, rows and their numbers in the shard, rejects, tokens, which rows have their vectors from before,
+               and seconds spent
+    encode  -> work, rows, rejects, sources, and in place of tokens, a set for each prompt, float vectors, a set for
+               each prompt and adapter
     write   -> a receipt, and what was spent
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -102,3 +103,12 @@ def as_vectors(lists: pa.ChunkedArray) -> np.ndarray:
     """Vectors `[num_texts, dim]` from fixed-size lists."""
     flat: np.ndarray = lists.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(lists), lists.type.list_size)
+
+
+def grouped(table: pa.Table, column: str) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each value of an integer column."""
+    table = table.sort_by(column).combine_chunks()
+    values, starts = np.unique(table[column].to_numpy(), return_index=True)
+    stops = np.append(starts, table.num_rows)[1:]
+    for value, start, stop in zip(values, starts, stops, strict=True):
+        yield int(value), table.slice(start, stop - start)

@@ -8,8 +8,9 @@ It makes a Parquet dataset of embeddings equal to what a corpus and an encoder s
     have the output to itself, take stock of it   (another run has it: exit code 1; another dataset: 2)
     plan      list shards, cut them into fragments, subtract the parts that exist already
               (int8 only, and only once: calibrate its ranges, for they are part of what names a part)
+    carry     vectors of texts that the dataset holds already to the fragments that want them
     embed     what is missing, on Ray                                                    (failed: exit code 1)
-    commit    if receipts cover the plan and counts balance, replace the manifest; then sweep
+    commit    if receipts cover the plan and counts balance, list the ids that change, replace the manifest; then sweep
 
 The same command is the first run, the resume after anything that went wrong, and the scheduled reindex.
 """
@@ -17,10 +18,12 @@ The same command is the first run, the resume after anything that went wrong, an
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,6 +37,8 @@ from encoders.protocol import Protocol
 from encoders.quantization import check_dim
 from encoders.tasks import view_of
 from encoders.tokenizer import Tokenizer
+from jobs.carry import carry_over, plan_carrying
+from jobs.changes import Changes, Comparison, report_changes
 from jobs.cli import PROGRAM, Invocation, parse
 from jobs.command import Answer, carry_out
 from jobs.commit import build_manifest, publish
@@ -51,7 +56,7 @@ from jobs.ranges import CALIBRATION_ROWS, calibrated, held_ranges, keep, ranges_
 from jobs.records import LongTextRecord, Manifest, RangesRecord, ReadingRecord, Receipt, ViewRecord
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading
-from jobs.run_spec import RunSpec, ViewSpec
+from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Location, Store, open_store
 from jobs.summary import Times, show_plan, show_run
 from jobs.sweep import sweep
@@ -138,14 +143,16 @@ def _make(job: _Job, lease: Lease, console: Console, started: float) -> dict[str
     if plan.work:
         _check_chunks(job, reading)
         ray_seconds += _connect(job.config)
-        with contextlib.closing(_embed(job, plan, reading, tally, console)) as receipts:
+        spec = _run_spec(job, reading)
+        work = _carry_over(job, plan, spec, console)
+        with contextlib.closing(_embed(spec, work, job.config, tally, console)) as receipts:
             for receipt in receipts:
                 lease.check()
                 limit.add(receipt)
-    manifest, changed = _commit(job, plan, tally, reading.record(), lease)
+    manifest, changes = _commit(job, plan, tally, reading.record(), lease)
     times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
     uri = job.store.location.uri
-    return show_run(console, plan, tally, manifest, times, uri, changed=changed, raw_views=job.raw_views)
+    return show_run(console, plan, tally, manifest, times, uri, changes=changes, raw_views=job.raw_views)
 
 
 def _set_up(config: JobConfig) -> _Job:
@@ -318,17 +325,30 @@ def _reject_limit(job: _Job, plan: Plan) -> RejectLimit:
     return limit
 
 
+def _carry_over(job: _Job, plan: Plan, spec: RunSpec, console: Console) -> tuple[Work, ...]:
+    """The work, after the vectors of texts that the dataset holds were brought to the fragments that want them."""
+    if not job.config.output.carry_over:
+        return plan.work
+    from jobs.joins import carry_on_cluster
+
+    carrying, rest = plan_carrying(plan, job.holdings, job.views, spec.reading)
+    if not carrying.work:
+        return rest
+    console.print(f"Looking for vectors to carry over in {len(carrying.parts):,} parts that fall away")
+    on_cluster = functools.partial(carry_on_cluster, job.config.compute)
+    return (*carry_over(spec, job.store, carrying, on_cluster), *rest)
+
+
 def _embed(
-    job: _Job, plan: Plan, reading: Reading, tally: Tally, console: Console
+    spec: RunSpec, work: Sequence[Work], config: JobConfig, tally: Tally, console: Console
 ) -> Generator[Receipt, None, None]:
     """Embed what is missing; yields the receipt of each fragment as it is done."""
     from jobs.pipeline import embed_fragments
 
-    spec = _run_spec(job, reading)
-    num_rows = sum(work.fragment.num_rows for work in plan.work)
+    num_rows = sum(piece.fragment.num_rows for piece in work)
     with (
-        ProgressLine(console, len(plan.work), num_rows) as line,
-        contextlib.closing(embed_fragments(spec, plan.work, job.config.compute)) as finished,
+        ProgressLine(console, len(work), num_rows) as line,
+        contextlib.closing(embed_fragments(spec, work, config.compute)) as finished,
     ):
         for spent in finished:
             tally.add(spent)
@@ -361,8 +381,8 @@ def _run_spec(job: _Job, reading: Reading) -> RunSpec:
 
 def _commit(
     job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord, lease: Lease
-) -> tuple[Manifest, bool]:
-    """The dataset's manifest, and whether it had to be written."""
+) -> tuple[Manifest, Changes | None]:
+    """The dataset's manifest, and what it changed; None where it was the same before."""
     held = job.holdings.manifest
     manifest = build_manifest(
         plan,
@@ -378,7 +398,8 @@ def _commit(
         if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep
             lease.confirm()
             _sweep(job, held)
-        return held, False
+        return held, None
+    changes = report_changes(job.store, job.holdings, manifest, functools.partial(_compare, job.config))
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     lease.confirm()
     publish(
@@ -389,7 +410,14 @@ def _commit(
     )
     lease.confirm()
     _sweep(job, manifest)
-    return manifest, True
+    return manifest, changes
+
+
+def _compare(config: JobConfig, location: Location, comparison: Comparison) -> Counter[tuple[str, str]]:
+    from jobs.joins import compare_on_cluster
+
+    _connect(config)
+    return compare_on_cluster(config.compute, location, comparison)
 
 
 def _sweep(job: _Job, live: Manifest) -> None:

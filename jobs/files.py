@@ -4,6 +4,8 @@ task=.../part-<digest>.parquet            embeddings
 _rejects/.../rejects-<digest>.parquet     rows without a vector
 _receipts/<digest>.json                   a fragment is complete
 _ranges/<digest>.json                     of int8 vectors
+_carried/<digest>.parquet, .json          vectors of the dataset before, and for which fragments all were found
+_changes/<digest>/...                     the ids that a commit changed
 _manifests/<time>-<digest>.json           a manifest that is kept aside, beside its configuration
 .<digits>.tmp                             in any of these folders: what a killed writer leaves on a disk
 
@@ -15,10 +17,10 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from jobs.records import MANIFESTS, RANGES, RECEIPTS, REJECTS
+from jobs.records import CARRIED, CHANGES, MANIFESTS, RANGES, RECEIPTS, REJECTS
 from jobs.store import is_temporary
 
-Kind = Literal["part", "rejects", "receipt", "ranges", "manifest", "temporary"]
+Kind = Literal["part", "rejects", "receipt", "ranges", "carried", "changes", "manifest", "temporary"]
 
 _DIGEST = r"[0-9a-f]{32}"
 _KEPT_ID = rf"[0-9]{{8}}T[0-9]{{9}}Z-{_DIGEST}"
@@ -27,9 +29,11 @@ _NAMES: dict[str, Kind] = {
     rf"{REJECTS}/(.+/)?rejects-{_DIGEST}\.parquet": "rejects",
     rf"{RECEIPTS}/{_DIGEST}\.json": "receipt",
     rf"{RANGES}/{_DIGEST}\.json": "ranges",
+    rf"{CARRIED}/{_DIGEST}\.(parquet|json)": "carried",
+    rf"{CHANGES}/{_DIGEST}/since=[^/]+/(change=.+/part-[0-9]+\.parquet|report\.json)": "changes",
     rf"{MANIFESTS}/{_KEPT_ID}(\.config)?\.json": "manifest",
 }
-_FOLDERS = ("task=", *(f"{folder}/" for folder in (REJECTS, RECEIPTS, RANGES, MANIFESTS)))
+_FOLDERS = ("task=", *(f"{folder}/" for folder in (REJECTS, RECEIPTS, RANGES, CARRIED, CHANGES, MANIFESTS)))
 _PATTERNS = tuple((re.compile(name, re.DOTALL), kind) for name, kind in _NAMES.items())
 
 

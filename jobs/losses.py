@@ -26,9 +26,11 @@ def without_lost(
         lost: Places of vectors that there are not.
         shard: Path of the fragment's shard.
     """
-    rows, rejects = unpack_table(row, "rows"), unpack_table(row, "rejects")
+    rows, rejects, sources = (unpack_table(row, name) for name in ("rows", "rejects", "sources"))
     numbers = unpack_table(row, "row_numbers")["row"].to_numpy()
-    gone = np.isin(numbers, numbers[lost])
+    # A vector that is carried over is none of the encoder's.
+    fresh = numbers[sources["source"].is_null().to_numpy()]
+    gone = np.isin(numbers, fresh[lost])
     # Chunks of a row have its number, and stand side by side.
     _, first = np.unique(numbers, return_index=True)
     first = first[gone[first]]
@@ -44,6 +46,7 @@ def without_lost(
     kept = pa.array(~gone)
     return {
         "rows": rows.filter(kept),
-        "vectors": vectors.filter(kept),
+        "sources": sources.filter(kept),
+        "vectors": vectors.filter(pa.array(~np.isin(fresh, fresh[lost]))),
         "rejects": pa.concat_tables([rejects, more]),
     }

@@ -1,8 +1,8 @@
 """Fragments through Ray Data: read and tokenize -> encode -> write, each a pool of actors.
 
 One Ray row is one fragment, in a block of its own, and every operator takes one at a time. Ray may retry any of
-them, on any machine: what is written is created once, so a retry changes nothing. All dataset operations of the
-project stand here.
+them, on any machine: what is written is created once, so a retry changes nothing. Dataset operations that bring rows
+of many files together stand in `jobs.joins`, all others here.
 
 Readers and writers are actors too, since Ray ends a task's process when it has been idle for a second, and the
 next task would import and set up everything anew. On machines without accelerators an encoder takes up to eight
@@ -166,7 +166,7 @@ def stream(
         TaskvecError: What a worker raised on purpose.
         JobError: Anything else that a worker died of.
     """
-    _configure(compute.no_progress_timeout_seconds)
+    configure(compute.no_progress_timeout_seconds)
     shipped = pickle.dumps(run)
     dataset = ray.data.from_items(
         [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
@@ -184,7 +184,7 @@ def stream(
     try:
         yield from dataset.iter_rows()
     except RayError as error:
-        raise _own_cause(error) from error
+        raise own_cause(error) from error
 
 
 class _Stage(NamedTuple):
@@ -237,7 +237,7 @@ def _stages(
     ]
 
 
-def _own_cause(error: BaseException) -> TaskvecError:
+def own_cause(error: BaseException) -> TaskvecError:
     """What a worker raised on purpose, out of the layers that Ray puts around it."""
     layer: BaseException | None = error
     while layer is not None:
@@ -247,7 +247,8 @@ def _own_cause(error: BaseException) -> TaskvecError:
     return JobError(f"the pipeline failed, nothing is published, the same command goes on from here: {error}")
 
 
-def _configure(no_progress_timeout_seconds: int) -> None:
+def configure(no_progress_timeout_seconds: int) -> None:
+    """Settings of all datasets: whole fragments, and silence."""
     context = DataContext.get_current()
     context.target_max_block_size = None  # a fragment's block is never split
     context.enable_progress_bars = False  # rows and tokens say more than blocks do; the job shows its own

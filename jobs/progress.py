@@ -31,6 +31,7 @@ class Tally:
         prompts: For how many prompts texts were tokenized, summed over fragments.
         encodings: How often they were encoded: for each distinct prompt and adapter, summed over fragments.
         tokens: Tokens encoded in all of these.
+        carried: Vectors written that the dataset had before.
         padding: Tokens computed for nothing.
         truncated: Vectors whose text the model did not see whole.
         rejected: Rows without a vector, by reason.
@@ -45,6 +46,7 @@ class Tally:
     vectors: int = 0
     prompts: int = 0
     encodings: int = 0
+    carried: int = 0
     tokens: int = 0
     padding: int = 0
     truncated: int = 0
@@ -65,6 +67,7 @@ class Tally:
         self.rejected.update(receipt.rejected)
         self.prompts += spent["num_prompts"]
         self.encodings += spent["num_encodings"]
+        self.carried += spent["num_carried"]
         self.tokens += spent["num_encoded_tokens"]
         self.padding += spent["num_padding"]
         if spent["halved_budget"]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from encoders.chunking import Chunker
 from encoders.family import Prompt
@@ -15,6 +17,7 @@ from encoders.late_chunking import LateChunker
 from encoders.tokenized import TokenizedTexts
 from encoders.tokenizer import Tokenizer
 from jobs.cargo import pack, token_columns
+from jobs.carried import carried_hashes
 from jobs.errors import CorpusError
 from jobs.long_texts import chunk_rows
 from jobs.rows import NO_TOKENS, TOO_LONG, Rows, read_rows, text_hashes, unreadable_rows
@@ -30,7 +33,7 @@ class Reader:
 
     def __init__(self, run: RunSpec) -> None:
         self._run = run
-        self._store = open_store(run.corpus)
+        self._store, self._output = open_store(run.corpus), open_store(run.output)
         self._tokenizer = Tokenizer(run.protocol)
         prompts = [Prompt(), *(spec.prompt for spec in run.views)]
         # Under which an empty text has no token; none where the tokenizer adds special tokens, as most do.
@@ -59,7 +62,7 @@ class Reader:
         if work.num_sampled is not None:
             rows = rows.sample(work.num_sampled)
         read = time.perf_counter()
-        rows, tokenized, num_prompts = self._tokenize(rows, work)
+        rows, tokenized, num_prompts, sources = self._tokenize_fresh(rows, work)
         tokens: dict[str, pa.Array] = {}
         for key, texts in enumerate(tokenized):
             tokens |= token_columns(key, texts)
@@ -71,6 +74,7 @@ class Reader:
                 "rejects": rows.rejects,
                 "tokens": pa.table(tokens),
                 "num_prompts": num_prompts,
+                "sources": pa.table({"source": sources}),
                 "read_seconds": read - started,
                 "tokenize_seconds": time.perf_counter() - read,
             }
@@ -83,6 +87,25 @@ class Reader:
             if not self._run.skip_bad_shards:
                 raise
             return unreadable_rows(work.fragment, self._run.reading)
+
+    def _tokenize_fresh(self, rows: Rows, work: Work) -> tuple[Rows, list[TokenizedTexts], int, pa.Array]:
+        """Token ids of the texts whose vectors are not carried over; and of each row its number among the carried.
+
+        A text that is carried was no reject before, and would be none now: the same texts, the same prompts.
+        """
+        if work.carried is None:
+            rows, tokenized, num_prompts = self._tokenize(rows, work)
+            return rows, tokenized, num_prompts, pa.nulls(len(rows.texts), pa.int32())
+        sources = pc.index_in(text_hashes(rows.texts), value_set=carried_hashes(self._output, work))
+        is_fresh = sources.is_null().to_numpy(zero_copy_only=False)
+        fresh, tokenized, num_prompts = self._tokenize(rows.take(np.flatnonzero(is_fresh).tolist()), work)
+        kept = np.flatnonzero(~is_fresh | np.isin(rows.row_numbers, fresh.row_numbers))
+        return (
+            replace(rows.take(kept.tolist()), rejects=fresh.rejects),
+            tokenized,
+            num_prompts,
+            sources.take(pa.array(kept)),
+        )
 
     def _tokenize(self, rows: Rows, work: Work) -> tuple[Rows, list[TokenizedTexts], int]:
         """Token ids for each distinct prompt; texts that come out empty or, if so wanted, too long are rejects.

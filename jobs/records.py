@@ -4,7 +4,9 @@
     OUT/_rejects/.../<digest>.parquet
     OUT/_ranges/<digest>.json       of int8 vectors, before the first of them is written; gone like receipts
     OUT/_lock.json                  who has the output, while a run is under way (jobs/lease.py)
+    OUT/_carried/<digest>.parquet   vectors of the dataset before, for one fragment of the next; gone likewise
     OUT/_manifest.json              the live parts; writing it is the commit
+    OUT/_changes/.../<digest>       ids that a commit added, updated and deleted; see `jobs.changes`
     OUT/_config.json                the configuration and package versions of the run that committed
     OUT/_manifests/                 both of them as they were before, see jobs.manifests
 
@@ -31,6 +33,8 @@ CONFIG = "_config.json"
 RECEIPTS = "_receipts"
 REJECTS = "_rejects"
 RANGES = "_ranges"
+CARRIED = "_carried"
+CHANGES = "_changes"
 MANIFESTS = "_manifests"
 
 

@@ -116,7 +116,12 @@ class Rows:
     def sample(self, num_texts: int) -> Rows:
         """Some of the texts, or all if there are no more, spread evenly: each the middle one of its stretch."""
         num_texts = min(num_texts, len(self.texts))
-        taken = [(2 * number + 1) * len(self.texts) // (2 * num_texts) for number in range(num_texts)]
+        return self.take(
+            [(2 * number + 1) * len(self.texts) // (2 * num_texts) for number in range(num_texts)]
+        )
+
+    def take(self, taken: Sequence[int]) -> Rows:
+        """Some of the texts, by their places, and all rejects."""
         return Rows(
             carried=self.carried.take(pa.array(taken, pa.int64())),
             texts=[self.texts[place] for place in taken],

@@ -119,11 +119,13 @@ class Work:
         fragment: What is read.
         parts: Path of each missing part, by view.
         num_sampled: Rows to take, spread evenly; None: all of them.
+        carried: File of the vectors that need not be made; None where all are.
     """
 
     fragment: Fragment
     parts: Mapping[str, str]
     num_sampled: int | None = None
+    carried: str | None = None
 
     @property
     def id(self) -> str:

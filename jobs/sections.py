@@ -396,6 +396,11 @@ class OutputConfig(_Section):
         description="Hours for which a file stays that no manifest has ever named: what an attempt that was given "
         "up had finished, or somebody writes still.",
     )
+    carry_over: bool = Field(
+        default=True,
+        description="Take the vectors of texts that the dataset holds already, in parts whose shards changed, were "
+        "moved or read otherwise, from those parts. Not for chunks.",
+    )
     overwrite: bool = Field(
         default=False,
         description="Replace a dataset that was made from another corpus, or with other views or spaces.",

@@ -3,6 +3,8 @@
     named by the live manifest or an earlier one that is kept      stays
     named by a manifest that falls out of the history              goes with it, at once
     a receipt or ranges that the live manifest holds               goes at once
+    vectors that were carried over to a fragment                   go at once
+    the ids that a commit changed                                  go with its manifest
     whatever else has a name that we give: an orphan               goes when it has lain there for the grace period
     all other files                                                are somebody else's, and stay
 
@@ -19,11 +21,13 @@ import time
 from collections.abc import Iterator
 
 from jobs.files import kind_of
-from jobs.manifests import config_path_of, earlier, id_of, ids_among, path_of, read_all_kept
-from jobs.records import RANGES, RECEIPTS, Manifest
+from jobs.manifests import config_path_of, digest_of, earlier, id_of, ids_among, path_of, read_all_kept
+from jobs.records import CHANGES, RANGES, RECEIPTS, Manifest
 from jobs.storage import Store
 
 _SECONDS_OF_HOUR = 3600
+# Nobody but the run that has the output is at work on these.
+_DONE_AT_ONCE = ("carried", "changes")
 
 
 def sweep(store: Store, live: Manifest, *, keep_manifests: int, orphan_grace_hours: float) -> None:
@@ -42,6 +46,7 @@ def sweep(store: Store, live: Manifest, *, keep_manifests: int, orphan_grace_hou
     named, forgotten = _paths(live), set[str]()
     for one, manifest in read_all_kept(store, history):
         (forgotten if one in dropped else named).update(_paths(manifest))
+    reported = tuple(f"{CHANGES}/{digest}/" for digest in (live.digest, *map(digest_of, kept)))
     stay = {path for one in (id_of(live), *kept) for path in (path_of(one), config_path_of(one))}
     store.delete(path for path in manifests if path not in stay)
     done = {*forgotten, *_committed(live)}
@@ -51,7 +56,13 @@ def sweep(store: Store, live: Manifest, *, keep_manifests: int, orphan_grace_hou
         for entry in ours
         if kind_of(entry.path) != "manifest"
         and entry.path not in named
-        and (entry.path in done or orphan_grace_hours == 0 or entry.modified < youngest)
+        and not entry.path.startswith(reported)
+        and (
+            entry.path in done
+            or kind_of(entry.path) in _DONE_AT_ONCE
+            or orphan_grace_hours == 0
+            or entry.modified < youngest
+        )
     )
 
 

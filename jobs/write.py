@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from encoders.quantization import QUANTIZED, quantize
 from jobs.cargo import as_lists, as_vectors, pack, unpack_table
+from jobs.carried import CarriedVectors, Embedded
 from jobs.errors import OutputError
 from jobs.parts import file_record, part_bytes, part_table
 from jobs.records import RECEIPTS, REJECTS, FileRecord, PartRecord, Receipt
@@ -33,10 +34,19 @@ class Writer:
         """Write what one fragment gave."""
         started = time.perf_counter()
         work = Work.from_json(row["work"][0].as_py())
-        carried, vectors, rejects = (unpack_table(row, name) for name in ("rows", "vectors", "rejects"))
+        rows, vectors, rejects = (unpack_table(row, name) for name in ("rows", "vectors", "rejects"))
+        sources = unpack_table(row, "sources")["source"]
+        carried = CarriedVectors(self._store, work)
         encodings = self._run.encodings(work)
         parts = {
-            str(spec.view): self._write_part(work, spec, carried, vectors, encodings.index(spec.encoding))
+            str(spec.view): self._write_part(
+                work,
+                spec,
+                rows,
+                carried.merged(
+                    self._embedded(vectors, encodings.index(spec.encoding), spec), sources, str(spec.view)
+                ),
+            )
             for spec in self._run.specs(work)
         }
         reasons = rejects["reason"].value_counts().to_pylist()
@@ -51,21 +61,22 @@ class Writer:
         content = receipt.model_dump_json().encode()
         self._store.create(receipt_path(work), content)
         spent = row.select(
-            [name for name in row.column_names if name not in ("rows", "vectors", "rejects", "work")]
+            [
+                name
+                for name in row.column_names
+                if name not in ("rows", "vectors", "rejects", "sources", "work")
+            ]
         )
-        cells = pack({"receipt": content, "write_seconds": time.perf_counter() - started})
+        num_carried = (len(sources) - sources.null_count) * len(parts)
+        cells = pack(
+            {"receipt": content, "num_carried": num_carried, "write_seconds": time.perf_counter() - started}
+        )
         return pa.Table.from_arrays(
             [*spent.columns, *cells.columns], names=[*spent.column_names, *cells.column_names]
         )
 
-    def _write_part(
-        self, work: Work, spec: ViewSpec, carried: pa.Table, vectors: pa.Table, key: int
-    ) -> PartRecord:
-        num_tokens, truncated = vectors[f"num_tokens_{key}"], vectors[f"truncated_{key}"]
-        embedding = vectors[f"embedding_{key}"]
-        if self._run.precision in QUANTIZED:
-            embedding = as_lists(quantize(as_vectors(embedding), self._run.precision, spec.ranges))
-        table = part_table(carried, embedding, num_tokens, truncated)
+    def _write_part(self, work: Work, spec: ViewSpec, rows: pa.Table, embedded: Embedded) -> PartRecord:
+        table = part_table(rows, embedded.embedding, embedded.num_tokens, embedded.truncated)
         content = part_bytes(
             table,
             spec.labels,
@@ -76,17 +87,25 @@ class Writer:
         return PartRecord(
             **stored.model_dump(),
             num_rows=table.num_rows,
-            num_tokens=int(np.sum(num_tokens.to_numpy(), dtype=np.int64)),
-            num_truncated=int(np.sum(truncated.to_numpy())),
-            num_chunked=self._num_chunked(carried),
+            num_tokens=int(np.sum(embedded.num_tokens.to_numpy(), dtype=np.int64)),
+            num_truncated=int(np.sum(embedded.truncated.to_numpy())),
+            num_chunked=self._num_chunked(rows),
         )
 
-    def _num_chunked(self, carried: pa.Table) -> int | None:
+    def _embedded(self, vectors: pa.Table, key: int, spec: ViewSpec) -> Embedded:
+        """What was made now for one view, as its parts store it."""
+        embedding = vectors[f"embedding_{key}"]
+        if self._run.precision in QUANTIZED:
+            quantized = quantize(as_vectors(embedding), self._run.precision, spec.ranges)
+            embedding = pa.chunked_array([as_lists(quantized)])
+        return Embedded(embedding, vectors[f"num_tokens_{key}"], vectors[f"truncated_{key}"])
+
+    def _num_chunked(self, rows: pa.Table) -> int | None:
         """Rows of the corpus that the vectors are chunks of; each has one first chunk."""
         long_text = self._run.reading.long_text
         if long_text is None or not long_text.chunks:
             return None
-        return int(np.sum(carried[CHUNK_INDEX].to_numpy() == 0))
+        return int(np.sum(rows[CHUNK_INDEX].to_numpy() == 0))
 
     def _write_rejects(self, work: Work, rejects: pa.Table) -> FileRecord:
         sink = pa.BufferOutputStream()

@@ -50,6 +50,12 @@ def texts_of(num_rows: int = NUM_ROWS) -> list[str]:
     return [" ".join(filter(None, (row["title"], row["text"]))) for row in rows]
 
 
+def report_of(out: Path) -> Path:
+    """What the only commit changed."""
+    (path,) = out.glob("_changes/*/since=nothing/report.json")
+    return path
+
+
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     left, right = left.astype(np.float64), right.astype(np.float64)
     products: np.ndarray = (
@@ -94,6 +100,11 @@ def test_the_last_and_only_line_of_stdout_is_the_summary(dataset: Dataset) -> No
     expected = {
         "rows": NUM_ROWS,
         "embedded": 2 * NUM_ROWS,
+        "carried": 0,
+        "added": 2 * NUM_ROWS,
+        "updated": 0,
+        "deleted": 0,
+        "changes": str(report_of(dataset.out).parent),
         "existing": 0,
         "rejected": 0,
         "tokens": tokens,
@@ -137,7 +148,11 @@ def test_an_output_holds_nothing_but_what_its_manifest_names(dataset: Dataset) -
     named = {part["path"]: part["num_bytes"] for receipt in receipts for part in receipt["parts"].values()}
     files = snapshot(dataset.out)
     assert {path: len(content) for path, (content, _) in files.items() if path[0] != "_"} == named
-    assert {path for path in files if path[0] == "_"} == {"_manifest.json", "_config.json"}
+    changes = str(report_of(dataset.out).parent.relative_to(dataset.out))
+    assert {path for path in files if path[0] == "_" and not path.startswith(f"{changes}/")} == {
+        "_manifest.json",
+        "_config.json",
+    }
 
 
 def test_the_configuration_and_the_versions_stand_beside_the_manifest(dataset: Dataset) -> None:

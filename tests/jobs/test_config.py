@@ -98,6 +98,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "output.max_rejected_fraction": st.floats(min_value=0, max_value=1),
     "output.keep_manifests": st.integers(min_value=1),
     "output.orphan_grace_hours": st.floats(min_value=0, max_value=1e6),
+    "output.carry_over": st.booleans(),
     "output.overwrite": st.booleans(),
 }
 

@@ -1,0 +1,297 @@
+"""Vectors of texts that the dataset holds already, under another row, file or order: moved, not made again.
+
+A producer that writes its corpus anew gives every shard another version, so every part falls away, and yet nearly
+all texts are old. Their vectors are found by `text_hash`, in parts of the same view and space that fall away:
+
+    texts of new fragments -> hash, fragment      parts that fall away -> hash, part, row   (one column each is read)
+    match    by hash      -> part, row, fragment
+    fetch    by part      -> fragment, hash, vector        each part is read once, whole, and checked
+    save     by fragment  -> OUT/_carried/<digest>.parquet, which reader and writer of that fragment look into
+
+Vectors move once, and only those that are wanted. Below `SMALL_BYTES` the three steps run in one process; above,
+each is a shuffle on the cluster (`jobs.joins`), where a process holds one bucket of one step. It costs one more read
+of the new texts and one of the old parts, against encoding, which takes a hundred times longer.
+
+Not for chunks, whose vectors may know the text around them, and not for texts of parts that stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from encoders.space import digest
+from jobs.cargo import as_vectors, grouped
+from jobs.errors import CorpusError, OutputError
+from jobs.footers import Columns
+from jobs.holdings import Holdings
+from jobs.plan import Plan
+from jobs.records import CARRIED, PartRecord
+from jobs.rows import Reading, read_rows, text_hashes
+from jobs.run_spec import RunSpec, ViewSpec, Work
+from jobs.storage import Store, open_store
+
+SMALL_BYTES = 256 * 2**20
+_THREADS = 16
+_PLACE_BITS = 32  # a place is a part's number, then a row's
+_ROW_MASK = 2**_PLACE_BITS - 1
+
+KEYS = pa.schema(
+    [("text_hash", pa.binary(16)), ("fragment", pa.int32()), ("view", pa.int32()), ("place", pa.int64())]
+)
+MATCHES = pa.schema([("fragment", pa.int32()), ("part", pa.int32()), ("row", pa.int32())])
+
+
+@dataclass(frozen=True)
+class OldPart:
+    """A part that falls away, and the view that it is of."""
+
+    view: str
+    record: PartRecord
+
+
+@dataclass(frozen=True)
+class CarryPlan:
+    """Which fragments want vectors, where vectors are, and how the dataset is called that they are from.
+
+    Attributes:
+        work: What is to be made; of views that some old part has.
+        parts: In an order of their own, for the first of two equal texts is taken.
+        dataset: Digest of the manifest.
+    """
+
+    work: tuple[Work, ...]
+    parts: tuple[OldPart, ...]
+    dataset: str
+
+    @property
+    def num_bytes(self) -> int:
+        """To be read, compressed."""
+        texts = sum(work.fragment.num_bytes for work in self.work)
+        return texts + sum(part.record.num_bytes for part in self.parts)
+
+    def path(self, work: Work) -> str:
+        """Where the vectors of one fragment go."""
+        return f"{CARRIED}/{digest([work.id, self.dataset])}.parquet"
+
+    def to_json(self) -> bytes:
+        """As the bytes that travel."""
+        return _CARRY_PLAN.dump_json(self)
+
+    @staticmethod
+    def from_json(content: bytes) -> CarryPlan:
+        """Back from the bytes that travelled."""
+        return _CARRY_PLAN.validate_json(content)
+
+
+_CARRY_PLAN = TypeAdapter(CarryPlan)
+
+
+def plan_carrying(
+    plan: Plan, holdings: Holdings, views: Sequence[ViewSpec], reading: Reading
+) -> tuple[CarryPlan, tuple[Work, ...]]:
+    """What may be carried over, and the work that nothing can be carried to.
+
+    A fragment that lacks views of both kinds is split in two.
+    """
+    manifest = holdings.manifest
+    chunks = reading.long_text is not None and reading.long_text.chunks
+    if manifest is None or chunks or manifest.reading.long_text != reading.long_text:
+        return CarryPlan((), (), ""), plan.work
+    spaces = {str(spec.view): spec.space.id for spec in views}
+    same = {name for name, held in manifest.views.items() if spaces.get(name) == held.space_id}
+    stay = {part.path for receipt in plan.existing for part in receipt.parts.values()}
+    stay |= {path for work in plan.work for path in work.parts.values()}
+    old = [
+        OldPart(name, part)
+        for receipt in manifest.receipts
+        for name, part in receipt.parts.items()
+        if name in same
+        and part.path not in stay
+        and part.num_rows
+        and holdings.files.get(part.path) == part.num_bytes
+    ]
+    sources = {part.view for part in old}
+    carrying: list[Work] = []
+    rest: list[Work] = []
+    for work in plan.work:
+        for some, parts in (
+            (carrying, {view: path for view, path in work.parts.items() if view in sources}),
+            (rest, {view: path for view, path in work.parts.items() if view not in sources}),
+        ):
+            if parts:
+                some.append(replace(work, parts=parts))
+    old.sort(key=lambda part: part.record.path)
+    return CarryPlan(tuple(carrying), tuple(old), manifest.digest), tuple(rest)
+
+
+def carry_over(
+    run: RunSpec, store: Store, plan: CarryPlan, on_cluster: Callable[[RunSpec, CarryPlan], None]
+) -> tuple[Work, ...]:
+    """Bring the vectors of each fragment together; returns the work, which then says where they are.
+
+    What an attempt that was killed had saved is kept, and a note says for which fragments all was done.
+
+    Raises:
+        OutputError: A part of the dataset is damaged.
+        CorpusError: A new shard cannot be read.
+    """
+    known = {entry.path for entry in store.list(CARRIED)}
+    for note in [path for path in known if path.endswith(".json")]:
+        known |= set(json.loads(store.read(note)))
+    todo = replace(plan, work=tuple(work for work in plan.work if plan.path(work) not in known))
+    if todo.work:
+        if todo.num_bytes <= SMALL_BYTES:
+            carry_here(run, todo)
+        else:
+            on_cluster(run, todo)
+        paths = sorted(map(todo.path, todo.work))
+        store.create(f"{CARRIED}/{digest(paths)}.json", json.dumps(paths).encode())
+    saved = {entry.path for entry in store.list(CARRIED)}
+    return tuple(
+        replace(work, carried=plan.path(work)) if plan.path(work) in saved else work for work in plan.work
+    )
+
+
+def carry_here(run: RunSpec, plan: CarryPlan) -> None:
+    """All steps in this process."""
+    steps = Steps(run, plan)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        keys = pool.map(steps.keys, range(len(plan.work) + len(plan.parts)))
+        matches = match(pa.concat_tables(keys))
+        by_part = [rows for _, rows in grouped(matches, "part")]
+        vectors = list(pool.map(steps.fetch, by_part))
+        if vectors:
+            steps.save(pa.concat_tables(vectors))
+
+
+def match(keys: pa.Table) -> pa.Table:
+    """Where the vectors of new texts are; of equal old texts in one view, the first part's first row."""
+    new = keys.filter(pc.less(keys["place"], 0)).select(["text_hash", "fragment"])
+    old = keys.filter(pc.greater_equal(keys["place"], 0))
+    first = old.group_by(["text_hash", "view"]).aggregate([("place", "min")])
+    found = new.join(first, keys="text_hash", join_type="inner")
+    places = found["place_min"].to_numpy()
+    return pa.table(
+        {
+            "fragment": found["fragment"].combine_chunks(),
+            "part": pa.array((places >> _PLACE_BITS).astype(np.int32)),
+            "row": pa.array((places & _ROW_MASK).astype(np.int32)),
+        },
+        schema=MATCHES,
+    )
+
+
+class Steps:
+    """The steps that touch storage; load it once in each process."""
+
+    def __init__(self, run: RunSpec, plan: CarryPlan) -> None:
+        self._run = run
+        self._plan = plan
+        self._corpus, self._output = open_store(run.corpus), open_store(run.output)
+        columns = run.reading.columns
+        self._reading = replace(
+            run.reading,
+            columns=Columns(columns.id_column, columns.text_columns, ()),
+            carried=pa.schema([run.reading.carried.field(columns.id_column)]),
+        )
+        self._views = sorted({part.view for part in plan.parts})
+
+    def keys(self, number: int) -> pa.Table:
+        """What one file has to say: a fragment of the work, or behind those a part."""
+        num_fragments = len(self._plan.work)
+        return self._new_keys(number) if number < num_fragments else self._old_keys(number - num_fragments)
+
+    def _new_keys(self, number: int) -> pa.Table:
+        """Hashes of a fragment's texts, each once."""
+        try:
+            texts = read_rows(self._corpus, self._plan.work[number].fragment, self._reading).texts
+        except CorpusError:
+            if not self._run.skip_bad_shards:
+                raise
+            texts = []
+        return _keys(text_hashes(texts).unique(), fragment=number)
+
+    def _old_keys(self, number: int) -> pa.Table:
+        """Hashes of a part's texts, and where they stand."""
+        part = self._plan.parts[number]
+        try:
+            with self._output.open(part.record.path) as file:
+                hashes = pq.read_table(file, columns=["text_hash"], partitioning=None)["text_hash"]
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(part, str(error)) from error
+        if len(hashes) != part.record.num_rows:
+            raise self._damaged(part, f"it has {len(hashes)} rows, not {part.record.num_rows}")
+        return _keys(hashes.combine_chunks(), part=number, view=self._views.index(part.view))
+
+    def fetch(self, matches: pa.Table) -> pa.Table:
+        """The vectors that some of the parts have for fragments; a part is read once."""
+        return pa.concat_tables(self._fetch(*rows) for rows in grouped(matches, "part"))
+
+    def _fetch(self, number: int, matches: pa.Table) -> pa.Table:
+        part = self._plan.parts[number]
+        try:
+            content = self._output.read(part.record.path)
+        except OSError as error:
+            raise self._damaged(part, str(error)) from error
+        if hashlib.sha256(content).hexdigest() != part.record.sha256:
+            raise self._damaged(part, "its checksum is not the one that the manifest has")
+        table = pq.read_table(io.BytesIO(content), partitioning=None)
+        vectors = as_vectors(table["embedding"])
+        width = vectors.shape[1] * vectors.itemsize
+        table = pa.table(
+            {
+                "text_hash": table["text_hash"],
+                "num_tokens": table["num_tokens"],
+                "truncated": table["truncated"],
+                # as bytes, which joins and shuffles take as they are
+                "embedding": pa.FixedSizeBinaryArray.from_buffers(
+                    pa.binary(width), len(vectors), [None, pa.py_buffer(np.ascontiguousarray(vectors))]
+                ),
+            }
+        ).take(matches["row"])
+        view = pa.array([part.view] * matches.num_rows, pa.string())
+        return table.add_column(0, "fragment", matches["fragment"]).add_column(1, "view", view)
+
+    def save(self, vectors: pa.Table) -> int:
+        """One file a fragment, of the texts that have a vector in each of its views; returns how many texts."""
+        num_texts = 0
+        for number, rows in grouped(vectors, "fragment"):
+            work = self._plan.work[number]
+            counts = rows.group_by("text_hash").aggregate([("view", "count")])
+            whole = counts.filter(pc.equal(counts["view_count"], len(work.parts)))["text_hash"]
+            rows = rows.filter(pc.is_in(rows["text_hash"], value_set=whole.combine_chunks()))
+            if not rows.num_rows:
+                continue
+            rows = rows.drop_columns(["fragment"]).sort_by(
+                [("view", "ascending"), ("text_hash", "ascending")]
+            )
+            sink = pa.BufferOutputStream()
+            pq.write_table(rows, sink, compression="none", use_dictionary=["view"])
+            self._output.create(self._plan.path(work), sink.getvalue().to_pybytes())
+            num_texts += len(whole)
+        return num_texts
+
+    def _damaged(self, part: OldPart, reason: str) -> OutputError:
+        return OutputError(
+            f"{self._run.output.uri}/{part.record.path} is damaged: {' '.join(reason.split())}; vectors were to be "
+            "carried over from it. Bring it back, remove it (its texts are then embedded anew), or set "
+            "output.carry_over=false"
+        )
+
+
+def _keys(hashes: pa.Array, *, fragment: int = -1, part: int = -1, view: int = -1) -> pa.Table:
+    rows = np.arange(len(hashes), dtype=np.int64)
+    places = rows + (part << _PLACE_BITS) if part >= 0 else np.full(len(hashes), -1, np.int64)
+    numbers = [pa.array(np.full(len(hashes), number, np.int32)) for number in (fragment, view)]
+    return pa.Table.from_arrays([hashes.cast(pa.binary(16)), *numbers, pa.array(places)], schema=KEYS)

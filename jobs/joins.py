@@ -1,0 +1,153 @@
+"""Rows of many files brought together on the cluster: the steps of `jobs.carry` and `jobs.changes`, and shuffles.
+
+Ray Data's hash shuffle moves rows by tasks through the object store, and spills to disk what memory does not hold.
+Its own join is not used: it would move every old vector to where it is not wanted, and its aggregators stay for as
+long as the job lasts. Each step is one function of one bucket, which a retry repeats without harm.
+
+These are the dataset operations beside those of `jobs.pipeline`: there a row is a fragment and never meets another.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+from ray.exceptions import RayError
+
+from encoders.space import digest
+from jobs.cargo import grouped
+from jobs.carry import CarryPlan, Steps, match
+from jobs.changes import CompareSteps, Comparison
+from jobs.config import ComputeConfig
+from jobs.pipeline import configure, own_cause
+from jobs.records import CARRIED
+from jobs.run_spec import RunSpec
+from jobs.storage import Location, open_store
+
+# What one process holds of a step.
+_BUCKET_ROWS = 4_000_000
+_BUCKET_BYTES = 256 * 2**20
+_FILES_PER_TASK = 16
+_COUNTS = pa.schema([("view", pa.string()), ("change", pa.string()), ("num_ids", pa.int64())])
+
+
+def carry_on_cluster(compute: ComputeConfig, run: RunSpec, plan: CarryPlan) -> None:
+    """The steps of carrying over, each on all machines.
+
+    Raises:
+        TaskvecError: What a step raised on purpose.
+        JobError: Anything else that a step died of.
+    """
+    configure(compute.no_progress_timeout_seconds)
+    shipped = {"run": pickle.dumps(run), "plan": _ship(run.output, plan.to_json())}
+    num_files = len(plan.work) + len(plan.parts)
+    num_rows = sum(work.fragment.num_rows for work in plan.work) + sum(
+        part.record.num_rows for part in plan.parts
+    )
+    num_hashes = math.ceil(num_rows / _BUCKET_ROWS)
+    num_vectors = math.ceil(sum(part.record.num_bytes for part in plan.parts) / _BUCKET_BYTES)
+    saved = (
+        _files(num_files)
+        .map_batches(_keys, fn_kwargs=shipped, batch_size=None, batch_format="pyarrow")
+        .repartition(num_hashes, keys=["bucket"])
+        .map_batches(match, batch_size=None, batch_format="pyarrow")
+        .repartition(num_vectors, keys=["part"])
+        .map_batches(_fetch, fn_kwargs=shipped, batch_size=None, batch_format="pyarrow")
+        .repartition(num_vectors, keys=["fragment"])
+        .map_batches(_save, fn_kwargs=shipped, batch_size=None, batch_format="pyarrow")
+    )
+    for _ in _rows(saved):
+        pass
+
+
+def compare_on_cluster(
+    compute: ComputeConfig, location: Location, comparison: Comparison
+) -> Counter[tuple[str, str]]:
+    """The ids of two manifests brought together on all machines; how many each view has of each kind of change.
+
+    Raises:
+        TaskvecError: What a step raised on purpose.
+        JobError: Anything else that a step died of.
+    """
+    configure(compute.no_progress_timeout_seconds)
+    shipped = {"location": pickle.dumps(location), "comparison": _ship(location, comparison.to_json())}
+    saved = (
+        _files(len(comparison.parts))
+        .map_batches(_ids, fn_kwargs=shipped, batch_size=None, batch_format="pyarrow")
+        .repartition(comparison.num_buckets, keys=["bucket"])
+        .map_batches(_save_changes, fn_kwargs=shipped, batch_size=None, batch_format="pyarrow")
+    )
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in _rows(saved):
+        counts[row["view"], row["change"]] += row["num_ids"]
+    return counts
+
+
+def _ship(location: Location, content: bytes) -> str:
+    """Put what all tasks are told where they find it: it grows with the dataset, as arguments must not."""
+    path = f"{CARRIED}/{digest(content.decode())}.plan"
+    open_store(location).create(path, content)
+    return path
+
+
+def _files(num_files: int) -> Dataset:
+    return ray.data.from_items(
+        [{"file": number} for number in range(num_files)],
+        override_num_blocks=math.ceil(num_files / _FILES_PER_TASK),
+    )
+
+
+def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    try:
+        yield from dataset.iter_rows()
+    except RayError as error:
+        raise own_cause(error) from error
+
+
+@functools.lru_cache(1)
+def _steps(run: bytes, plan: str) -> Steps:
+    """Once in each process, whatever the number of its tasks."""
+    spec: RunSpec = pickle.loads(run)
+    return Steps(spec, CarryPlan.from_json(open_store(spec.output).read(plan)))
+
+
+def _keys(files: pa.Table, run: bytes, plan: str) -> Iterator[pa.Table]:
+    steps = _steps(run, plan)
+    for number in files["file"].to_pylist():
+        keys = steps.keys(number)
+        hashes = np.frombuffer(b"".join(keys["text_hash"].to_pylist()), np.uint32)[::4]
+        yield keys.append_column("bucket", pa.array(hashes))
+
+
+def _fetch(matches: pa.Table, run: bytes, plan: str) -> Iterator[pa.Table]:
+    for _, rows in grouped(matches, "part"):
+        yield _steps(run, plan).fetch(rows)
+
+
+def _save(vectors: pa.Table, run: bytes, plan: str) -> pa.Table:
+    return pa.table({"num_texts": [_steps(run, plan).save(vectors)]})
+
+
+@functools.lru_cache(1)
+def _compare_steps(location: bytes, comparison: str) -> CompareSteps:
+    where: Location = pickle.loads(location)
+    return CompareSteps(where, Comparison.from_json(open_store(where).read(comparison)))
+
+
+def _ids(files: pa.Table, location: bytes, comparison: str) -> Iterator[pa.Table]:
+    for number in files["file"].to_pylist():
+        yield _compare_steps(location, comparison).ids(number)
+
+
+def _save_changes(rows: pa.Table, location: bytes, comparison: str) -> pa.Table:
+    counts = _compare_steps(location, comparison).save(rows)
+    said = [{"view": view, "change": change, "num_ids": count} for (view, change), count in counts.items()]
+    return pa.Table.from_pylist(said, _COUNTS)
