@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
+import logging
 import os
 import pstats
 import resource
@@ -114,6 +115,7 @@ def place(*, s3: bool) -> Iterator[str]:
         import boto3
         from moto.server import ThreadedMotoServer
 
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it has a line for each request
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
         server.start()
         stack.callback(server.stop)

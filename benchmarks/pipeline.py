@@ -204,14 +204,21 @@ def prepare(folder: str, protocol: Protocol, fragment_rows: int) -> tuple[RunSpe
 def cluster(nodes: int, gpus: int) -> Iterator[Callable[[], str]]:
     """Ray nodes on this machine; gives what adds one more and says its id."""
     started = time.monotonic()
-    size = {"num_cpus": gpus + SPARE_CPUS, "num_gpus": gpus, "object_store_memory": 150 * 2**20}
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 150 * 2**20}
+    # Only this machine reaches it: who reaches a Ray without a token runs code there.
+    common = {"node_ip_address": "127.0.0.1", "object_store_memory": 150 * 2**20}
+    size = {"num_cpus": gpus + SPARE_CPUS, "num_gpus": gpus, **common}
+    head = {"num_cpus": 0, "include_dashboard": False, **common}
     made = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(nodes):
             made.add_node(wait=False, **size)
         made.wait_for_nodes()
-        ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(
+            address=made.address,
+            _node_ip_address="127.0.0.1",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
         print(f"cluster ready after {time.monotonic() - started:.1f} s", flush=True)
         yield lambda: str(made.add_node(**size).node_id)
     finally:
