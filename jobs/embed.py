@@ -82,10 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TaskvecError as error:
         console.print(f"{PROGRAM}: {error}", style="red", markup=False, highlight=False)
         return 2 if isinstance(error, ConfigurationError | OutputError | EncoderError) else 1
-    except KeyboardInterrupt:
-        console.print(
-            f"{PROGRAM}: stopped; nothing is published, the same command goes on from here", style="red"
-        )
+    except KeyboardInterrupt as stop:
+        state = str(stop) or "nothing is published"
+        console.print(f"{PROGRAM}: stopped; {state}, the same command goes on from here", style="red")
         return 1
     sys.stdout.write(json.dumps(summary) + "\n")
     return 0
@@ -137,7 +136,10 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         _check_chunks(job, reading)
         ray_seconds += _connect(config)
         _embed(job, plan, reading, tally, console)
-    manifest, changed = _commit(job, plan, tally, reading.record())
+    try:
+        manifest, changed = _commit(job, plan, tally, reading.record())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("readers see the old dataset or the new one, whole") from None
     times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
     uri = job.store.location.uri
     return show_run(console, plan, tally, manifest, times, uri, changed=changed, raw_views=job.raw_views)

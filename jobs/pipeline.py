@@ -26,6 +26,7 @@ from ray.exceptions import RayError
 from encoders.errors import TaskvecError
 from jobs.config import ComputeConfig
 from jobs.corpus import Shard
+from jobs.deaths import Deaths
 from jobs.errors import ConfigurationError, JobError
 from jobs.footers import BadShard, Columns, Footer, read_footers
 from jobs.run_spec import RunSpec, Work
@@ -158,13 +159,14 @@ def _stream(
 ) -> Iterator[dict[str, Any]]:
     _configure(compute.no_progress_timeout_seconds)
     shipped = pickle.dumps(run)
+    deaths = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Deaths).remote()
     dataset = ray.data.from_items(
         [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
     )
     for stage in _stages(compute, run.num_threads, last, num_fragments=len(work)):
         dataset = dataset.map_batches(
             stage.actor,
-            fn_constructor_args=[shipped],
+            fn_constructor_args=[shipped, deaths],
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=stage.num_cpus,
