@@ -15,8 +15,9 @@ import logging
 import os
 import pickle
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pyarrow as pa
 import ray
@@ -26,7 +27,7 @@ from ray.exceptions import RayError
 from encoders.errors import TaskvecError
 from jobs.config import ComputeConfig
 from jobs.corpus import Shard
-from jobs.deaths import Deaths
+from jobs.deaths import Deaths, refuse_deadly
 from jobs.errors import ConfigurationError, JobError
 from jobs.footers import BadShard, Columns, Footer, read_footers
 from jobs.run_spec import RunSpec, Work
@@ -159,14 +160,15 @@ def _stream(
 ) -> Iterator[dict[str, Any]]:
     _configure(compute.no_progress_timeout_seconds)
     shipped = pickle.dumps(run)
-    deaths = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Deaths).remote()
+    name = f"deaths-{uuid4().hex}"  # for a handle among the arguments would move them to the object store
+    deaths = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Deaths).options(name=name).remote()
     dataset = ray.data.from_items(
         [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
     )
     for stage in _stages(compute, run.num_threads, last, num_fragments=len(work)):
         dataset = dataset.map_batches(
             stage.actor,
-            fn_constructor_args=[shipped, deaths],
+            fn_constructor_args=[shipped, name],
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=stage.num_cpus,
@@ -177,6 +179,8 @@ def _stream(
         yield from dataset.iter_rows()
     except RayError as error:
         raise _own_cause(error) from error
+    finally:
+        del deaths  # it lives as long as somebody holds it
 
 
 class _Stage(NamedTuple):
@@ -242,44 +246,52 @@ def _configure(no_progress_timeout_seconds: int) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-# Imported where they run: torch and transformers take seconds, and the writer and the driver need neither.
+class _Actor:
+    """One stage in a process of its own; if Ray has started it again, it keeps count of what it has in hand."""
+
+    def __init__(self, run: bytes, deaths: str) -> None:
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._deaths = ray.get_actor(deaths) if restarted else None
+        self._stage = self._load(pickle.loads(run))
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        if self._deaths is None:
+            return self._stage(row)
+        stage, work = type(self).__name__, Work.from_json(row["work"][0].as_py())
+        refuse_deadly(stage, work, ray.get(self._deaths.begin.remote(stage, work.id)))
+        try:
+            return self._stage(row)
+        finally:
+            ray.get(self._deaths.end.remote(stage, work.id))
+
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
+        """Imports where it runs: torch and transformers take seconds, and the writer and the driver need neither."""
+        raise NotImplementedError
 
 
-class _Read:
-    def __init__(self, run: bytes) -> None:
+class _Read(_Actor):
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.read import Reader
 
-        self._stage = Reader(pickle.loads(run))
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        return self._stage(row)
+        return Reader(run)
 
 
-class _Encode:
-    def __init__(self, run: bytes) -> None:
+class _Encode(_Actor):
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.encode import EncodeFragment
 
-        self._stage = EncodeFragment(pickle.loads(run))
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        return self._stage(row)
+        return EncodeFragment(run)
 
 
-class _Write:
-    def __init__(self, run: bytes) -> None:
+class _Write(_Actor):
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.write import Writer
 
-        self._stage = Writer(pickle.loads(run))
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        return self._stage(row)
+        return Writer(run)
 
 
-class _Calibrate:
-    def __init__(self, run: bytes) -> None:
+class _Calibrate(_Actor):
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.ranges import Calibrator
 
-        self._stage = Calibrator(pickle.loads(run))
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        return self._stage(row)
+        return Calibrator(run)

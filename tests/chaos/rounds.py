@@ -10,6 +10,7 @@ the seed and its number alone, so `--first N --rounds 1` draws one again; where 
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import sys
 import tempfile
@@ -192,6 +193,7 @@ def run(num_rounds: int, seed: int, first: int = 0) -> Tallied:
         AssertionError: One failed; its number and the seed are printed.
     """
     started, tallied = time.monotonic(), Tallied()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         more = {"PYTHONPATH": str(REPOSITORY), **CREDENTIALS}

@@ -15,8 +15,12 @@ from tests.integration.clusters import Cluster
 from tests.integration.commands import Finished
 
 FRAGMENT_ROWS = 50
-# A text or two a batch: small fragments take long enough to be hit.
-_SLOWLY = ("--set", "compute.max_batch_tokens=64", "--set", "compute.cpus_per_actor=1")
+# A text or two a batch: small fragments take long enough to be hit. Each stage in processes of its own.
+_SLOWLY = tuple(
+    part
+    for setting in ("max_batch_tokens=64", "cpus_per_actor=1", "tokenize_concurrency=1")
+    for part in ("--set", f"compute.{setting}")
+)
 
 
 @dataclass(frozen=True)
