@@ -186,7 +186,7 @@ def _endpoint(url: str) -> tuple[str, ...]:
     return ("--set", f"input.endpoint_url={url}", "--set", f"output.endpoint_url={url}")
 
 
-def run(num_rounds: int, seed: int, first: int = 0) -> Tallied:
+def run(cluster: Cluster, num_rounds: int, seed: int, first: int = 0) -> Tallied:
     """Play rounds, on disk and on S3 in turn.
 
     Raises:
@@ -196,8 +196,6 @@ def run(num_rounds: int, seed: int, first: int = 0) -> Tallied:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        more = {"PYTHONPATH": str(REPOSITORY), **CREDENTIALS}
-        cluster = stack.enter_context(cluster_of(num_cpus=2, more=more))
         both = stack.enter_context(places(folder, cluster))
         for number in range(first, first + num_rounds):
             place, runs, since = both[number % 2], tallied.runs, time.monotonic()
@@ -221,7 +219,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)
     asked = parser.parse_args()
-    tallied = run(asked.rounds, asked.seed, asked.first)
+    with cluster_of(num_cpus=2, more={"PYTHONPATH": str(REPOSITORY), **CREDENTIALS}) as cluster:
+        tallied = run(cluster, asked.rounds, asked.seed, asked.first)
     print(
         f"{asked.rounds} rounds of seed {asked.seed}: {tallied.runs} runs, {tallied.seconds:.0f} s, every dataset"
     )

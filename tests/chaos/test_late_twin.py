@@ -46,7 +46,7 @@ def files(folder: Path, pattern: str) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob(pattern)}
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_twin_that_writes_after_the_commit_changes_nothing(
     cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:

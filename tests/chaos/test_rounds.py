@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.chaos.rounds import run
+from tests.integration.clusters import Cluster
 
 
 @pytest.mark.slow
-def test_after_rounds_of_drawn_faults_the_dataset_is_that_of_an_undisturbed_run() -> None:
-    tallied = run(num_rounds=3, seed=20)
-    assert tallied.runs > 3
-    assert sum(tallied.faults.values()) > 3
+def test_after_rounds_of_drawn_faults_the_dataset_is_that_of_an_undisturbed_run(cluster: Cluster) -> None:
+    tallied = run(cluster, num_rounds=2, seed=20)
+    assert tallied.runs > 2
+    assert sum(tallied.faults.values()) > 2

@@ -67,7 +67,7 @@ def test_a_run_passes_though_requests_fail(
     print(share, proxy.num_requests, dict(proxy.injected), first.seconds, second.seconds)  # noqa: T201
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_large_upload_through_faults_is_whole_or_not_there(s3: str, s3_server: str) -> None:
     content = bytes(101 * MEBIBYTE)  # s3fs sends it in pieces
     with faulty_s3(s3_server, 0.3, seed=5) as proxy:
@@ -100,7 +100,7 @@ def enlarge(folder: Path, num_bytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={num_bytes}", str(folder)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_full_disk_ends_the_run_and_with_room_the_same_command_goes_on(
     cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
