@@ -358,4 +358,7 @@ def _commit(job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord) -> tupl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stdout = sys.stderr  # what Ray has to say of workers that died comes when it ends, behind the summary
+    sys.exit(exit_code)
