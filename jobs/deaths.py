@@ -15,32 +15,26 @@ from jobs.run_spec import Work
 
 # The first of them, of a worker that was never restarted, is not seen.
 MOST_DEATHS = 5
-_DOING = {
-    "_Read": "read and tokenized",
-    "_Encode": "encoded",
-    "_Write": "written",
-    "_Calibrate": "calibrated on",
-}
 
 
 class Deaths:
-    """The count of one run, by stage and fragment; lives in one process that all workers reach."""
+    """The count of one run, by what is done to which fragment; lives in one process that all workers reach."""
 
     def __init__(self) -> None:
         self._begun: Counter[tuple[str, str]] = Counter()
 
-    def begin(self, stage: str, fragment: str) -> int:
+    def begin(self, doing: str, fragment: str) -> int:
         """A restarted worker takes a fragment in hand; how often one did so before and never put it down."""
-        earlier = self._begun[stage, fragment]
-        self._begun[stage, fragment] += 1
+        earlier = self._begun[doing, fragment]
+        self._begun[doing, fragment] += 1
         return earlier
 
-    def end(self, stage: str, fragment: str) -> None:
+    def end(self, doing: str, fragment: str) -> None:
         """It has put it down: the fragment is no danger."""
-        del self._begun[stage, fragment]
+        del self._begun[doing, fragment]
 
 
-def refuse_deadly(stage: str, work: Work, earlier: int) -> None:
+def refuse_deadly(doing: str, work: Work, earlier: int) -> None:
     """Stop at a fragment that has ended too many processes.
 
     Raises:
@@ -52,7 +46,7 @@ def refuse_deadly(stage: str, work: Work, earlier: int) -> None:
     last = fragment.first_row + fragment.num_rows - 1
     raise JobError(
         f"{MOST_DEATHS} worker processes in a row died while rows {fragment.first_row} to {last} of shard "
-        f"{fragment.shard.path!r} (fragment {fragment.id[:12]}) were {_DOING[stage]}; nothing is published. Either "
+        f"{fragment.shard.path!r} (fragment {fragment.id[:12]}) were {doing}; nothing is published. Either "
         "they need more memory than there is (a worker that runs out of it is killed without a word): give the workers "
         "more, or lower input.fragment_rows or compute.max_batch_tokens; or one of these texts is deadly: take it out "
         "of the corpus. Then run the same command again"

@@ -247,7 +247,13 @@ def _configure(no_progress_timeout_seconds: int) -> None:
 
 
 class _Actor:
-    """One stage in a process of its own; if Ray has started it again, it keeps count of what it has in hand."""
+    """One stage in a process of its own; if Ray has started it again, it keeps count of what it has in hand.
+
+    Attributes:
+        doing: What it does to a fragment; Ray gives the class another name.
+    """
+
+    doing: str
 
     def __init__(self, run: bytes, deaths: str) -> None:
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
@@ -257,12 +263,12 @@ class _Actor:
     def __call__(self, row: pa.Table) -> pa.Table:
         if self._deaths is None:
             return self._stage(row)
-        stage, work = type(self).__name__, Work.from_json(row["work"][0].as_py())
-        refuse_deadly(stage, work, ray.get(self._deaths.begin.remote(stage, work.id)))
+        work = Work.from_json(row["work"][0].as_py())
+        refuse_deadly(self.doing, work, ray.get(self._deaths.begin.remote(self.doing, work.id)))
         try:
             return self._stage(row)
         finally:
-            ray.get(self._deaths.end.remote(stage, work.id))
+            ray.get(self._deaths.end.remote(self.doing, work.id))
 
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         """Imports where it runs: torch and transformers take seconds, and the writer and the driver need neither."""
@@ -270,6 +276,8 @@ class _Actor:
 
 
 class _Read(_Actor):
+    doing = "read and tokenized"
+
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.read import Reader
 
@@ -277,6 +285,8 @@ class _Read(_Actor):
 
 
 class _Encode(_Actor):
+    doing = "encoded"
+
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.encode import EncodeFragment
 
@@ -284,6 +294,8 @@ class _Encode(_Actor):
 
 
 class _Write(_Actor):
+    doing = "written"
+
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.write import Writer
 
@@ -291,6 +303,8 @@ class _Write(_Actor):
 
 
 class _Calibrate(_Actor):
+    doing = "calibrated on"
+
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.ranges import Calibrator
 

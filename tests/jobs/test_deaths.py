@@ -19,8 +19,8 @@ def works(tmp_path: Path) -> tuple[Work, ...]:
     return plan_of(tmp_path).work
 
 
-def hold(deaths: Deaths, work: Work, stage: str = "_Encode") -> None:
-    refuse_deadly(stage, work, deaths.begin(stage, work.id))
+def hold(deaths: Deaths, work: Work, doing: str = "encoded") -> None:
+    refuse_deadly(doing, work, deaths.begin(doing, work.id))
 
 
 def test_the_fifth_worker_in_a_row_does_not_touch_the_fragment_and_says_where_it_stands(
@@ -38,12 +38,12 @@ def test_what_was_put_down_counts_from_the_start(works: tuple[Work, ...]) -> Non
     deaths = Deaths()
     for _ in range(3 * MOST_DEATHS):
         hold(deaths, works[0])
-        deaths.end("_Encode", works[0].id)
+        deaths.end("encoded", works[0].id)
 
 
 def test_fragments_and_stages_are_counted_apart(works: tuple[Work, ...]) -> None:
     deaths = Deaths()
-    for stage in ("_Read", "_Encode", "_Write"):
+    for doing in ("read and tokenized", "encoded", "written"):
         for work in works:
             for _ in range(MOST_DEATHS - 1):
-                hold(deaths, work, stage)
+                hold(deaths, work, doing)
