@@ -14,7 +14,6 @@ from tests.chaos.sites import FRAGMENT_ROWS, Site
 from tests.integration.commands import REPOSITORY, room
 
 TEXTS = {"encoded": "🙂", "read and tokenized": "\N{SKULL AND CROSSBONES}"}
-CASES = ["encoded", pytest.param("read and tokenized", marks=pytest.mark.chaos)]
 
 
 def poison(shard: Path, row: int, text: str) -> None:
@@ -27,8 +26,8 @@ def poison(shard: Path, row: int, text: str) -> None:
     shard.write_bytes(sink.getvalue())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("doing", CASES)
+@pytest.mark.chaos
+@pytest.mark.parametrize("doing", TEXTS)
 def test_a_text_that_kills_its_worker_ends_the_run_with_its_place(
     model: Path, tmp_path: Path, doing: str
 ) -> None:
