@@ -1,5 +1,6 @@
 # make demo    embed the standard library's documentation with a small model, and ask it questions
 # make test    the test suite (a GPU's tests aside)
+# make chaos   minutes of kills, lost nodes and failing storage; each dataset compared with an undisturbed one
 # make check   style, types, and which package may import which
 # make bench-smoke    the benchmarks at a tiny size, to see that they run
 # make clean   remove what these made
@@ -9,7 +10,7 @@ PYTHON = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: demo test check bench-smoke clean
+.PHONY: demo test chaos check bench-smoke clean
 
 demo: $(INSTALLED) demo/.corpus
 	@$(BIN)/python -m jobs.embed examples/demo.yaml --model "$$($(BIN)/python examples/minilm.py)"
@@ -19,7 +20,11 @@ demo: $(INSTALLED) demo/.corpus
 		"draw a progress bar in the terminal"
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest --quiet -m "not gpu" --durations=10
+	@$(BIN)/python -m pytest --quiet -m "not gpu and not chaos" --durations=10
+
+chaos: $(INSTALLED)
+	@$(BIN)/python -m pytest --quiet -m chaos tests/chaos
+	@$(BIN)/python -m tests.chaos.rounds --rounds 50 --seed $${SEED:-1}
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check --quiet .

@@ -83,8 +83,8 @@ def carry_out(
     except TaskvecError as error:
         console.print(f"{program}: {error}", style="red", markup=False, highlight=False)
         return 2 if isinstance(error, ConfigurationError | OutputError | EncoderError) else failed
-    except KeyboardInterrupt:
-        console.print(f"{program}: stopped; {stopped}", style="red")
+    except KeyboardInterrupt as stop:
+        console.print(f"{program}: stopped; {str(stop) or stopped}", style="red")
         return failed
     sys.stdout.write(json.dumps(answer.summary) + "\n")
     return answer.exit_code

@@ -149,7 +149,12 @@ def _make(job: _Job, lease: Lease, console: Console, started: float) -> dict[str
             for receipt in receipts:
                 lease.check()
                 limit.add(receipt)
-    manifest, changes = _commit(job, plan, tally, reading.record(), lease)
+    try:
+        manifest, changes = _commit(job, plan, tally, reading.record(), lease)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "readers see the old dataset or the new one, whole; the same command goes on from here"
+        ) from None
     times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
     uri = job.store.location.uri
     return show_run(console, plan, tally, manifest, times, uri, changes=changes, raw_views=job.raw_views)
@@ -426,4 +431,7 @@ def _sweep(job: _Job, live: Manifest) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stdout = sys.stderr  # what Ray has to say of workers that died comes when it ends, behind the summary
+    sys.exit(exit_code)

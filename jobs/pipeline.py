@@ -11,6 +11,7 @@ cores, and reads and writes itself: while one fragment is encoded the next is re
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -18,6 +19,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from threading import Lock
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pyarrow as pa
 import ray
@@ -27,6 +29,7 @@ from ray.exceptions import RayError
 from encoders.errors import TaskvecError
 from jobs.config import ComputeConfig
 from jobs.corpus import Shard
+from jobs.deaths import Deaths, refuse_deadly
 from jobs.errors import ConfigurationError, JobError
 from jobs.footers import BadShard, Columns, Footer, read_footers
 from jobs.run_spec import RunSpec, Work
@@ -168,13 +171,14 @@ def stream(
     """
     configure(compute.no_progress_timeout_seconds)
     shipped = pickle.dumps(run)
+    name = f"deaths-{uuid4().hex}"
     dataset = ray.data.from_items(
         [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
     )
     for stage in _stages(compute, run.num_threads, actors, num_fragments=len(work)):
         dataset = dataset.map_batches(
             stage.actor,
-            fn_constructor_args=[shipped, *stage.arguments],
+            fn_constructor_args=[shipped, name, *stage.arguments],
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=stage.num_cpus,
@@ -185,6 +189,9 @@ def stream(
         yield from dataset.iter_rows()
     except RayError as error:
         raise own_cause(error) from error
+    finally:
+        with contextlib.suppress(ValueError):  # nobody needed it
+            ray.kill(ray.get_actor(name))
 
 
 class _Stage(NamedTuple):
@@ -262,13 +269,20 @@ def configure(no_progress_timeout_seconds: int) -> None:
 
 
 class _Actor:
-    """One stage in a process of its own.
+    """One stage in a process of its own; if Ray has started it again, it keeps count of what it has in hand.
 
     What goes wrong while it loads is told with the first row: of a constructor's error Ray keeps the text alone, and
     starts the actor again.
+
+    Attributes:
+        doing: What it does to a fragment; Ray gives the class another name.
     """
 
-    def __init__(self, run: bytes) -> None:
+    doing: str
+
+    def __init__(self, run: bytes, deaths: str) -> None:
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._deaths = _deaths_of(deaths) if restarted else None
         self._failure: TaskvecError | None = None
         try:
             self._stage = self._load(pickle.loads(run))
@@ -278,14 +292,29 @@ class _Actor:
     def __call__(self, row: pa.Table) -> pa.Table:
         if self._failure is not None:
             raise self._failure
-        return self._stage(row)
+        if self._deaths is None:
+            return self._stage(row)
+        work = Work.from_json(row["work"][0].as_py())
+        refuse_deadly(self.doing, work, ray.get(self._deaths.begin.remote(self.doing, work.id)))
+        try:
+            return self._stage(row)
+        finally:
+            ray.get(self._deaths.end.remote(self.doing, work.id))
 
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         """Imports where it runs: torch and transformers take seconds, and the writer and the driver need neither."""
         raise NotImplementedError
 
 
+def _deaths_of(name: str) -> Any:
+    """The count of a run; its process starts when a worker has died, for nobody needs it before."""
+    counter = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Deaths)
+    return counter.options(name=name, get_if_exists=True, lifetime="detached").remote()
+
+
 class _Read(_Actor):
+    doing = "read and tokenized"
+
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.read import Reader
 
@@ -293,6 +322,8 @@ class _Read(_Actor):
 
 
 class _Encode(_Actor):
+    doing = "encoded"
+
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.encode import EncodeFragment
 
@@ -300,6 +331,8 @@ class _Encode(_Actor):
 
 
 class _Write(_Actor):
+    doing = "written"
+
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.write import Writer
 
@@ -307,6 +340,8 @@ class _Write(_Actor):
 
 
 class _Calibrate(_Actor):
+    doing = "calibrated on"
+
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.ranges import Calibrator
 
@@ -316,8 +351,8 @@ class _Calibrate(_Actor):
 class _Embed:
     """All stages in one process, a fragment at a time in each: while one is encoded, the next is read."""
 
-    def __init__(self, run: bytes, actors: Sequence[type[_Actor]]) -> None:
-        self._stages = [(Lock(), actor(run)) for actor in actors]
+    def __init__(self, run: bytes, deaths: str, actors: Sequence[type[_Actor]]) -> None:
+        self._stages = [(Lock(), actor(run, deaths)) for actor in actors]
 
     def __call__(self, row: pa.Table) -> pa.Table:
         for lock, stage in self._stages:

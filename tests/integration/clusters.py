@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, as `ray start` makes it, with a Jobs API that wants a token.
+"""A Ray cluster on this machine, its nodes as `ray start` makes them, with a Jobs API that wants a token.
 
 `ray stop` ends every Ray of a machine, so it is not for a test. Here all that a cluster has started, directly or not,
 is known by a mark in its environment and ended by its process id.
@@ -16,11 +16,13 @@ import subprocess
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
+
+import psutil
 
 from tests.integration.commands import REPOSITORY, Outcome, Room, finish, room, start
 
@@ -49,6 +51,8 @@ class Cluster:
     working_dir: Path
     environment: Mapping[str, str]
     room: Room
+    nodes: list[subprocess.Popen[bytes]]
+    _stack: ExitStack
 
     def ray(self, *arguments: str, timeout: float = 280) -> Outcome:
         """Run Ray's own command line; it has ended when this returns."""
@@ -71,6 +75,27 @@ class Cluster:
         with urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
+    def join(self, name: str, num_cpus: int = 1) -> subprocess.Popen[bytes]:
+        """Start one more node, and wait until it is there."""
+        num_nodes = len(self.alive_nodes())
+        node = _start(self, name, ["--address", self.gcs_address], num_cpus)
+        _wait(lambda: len(self.alive_nodes()) == num_nodes + 1, self)
+        return node
+
+    def lose(self, node: subprocess.Popen[bytes]) -> None:
+        """Kill a node's raylet: with it go its workers and its objects. The cluster finds out by itself."""
+        raylets = [one for one in psutil.Process(node.pid).children(recursive=True) if one.name() == "raylet"]
+        assert len(raylets) == 1
+        raylets[0].kill()
+
+    def workers(self, title: str) -> list[psutil.Process]:
+        """The worker processes whose title holds a text, of all nodes."""
+        found = []
+        for node in self.nodes:
+            with suppress(psutil.Error):
+                found += psutil.Process(node.pid).children(recursive=True)
+        return [one for one in found if title in title_of(one)]
+
     def alive_nodes(self) -> set[str]:
         """Ids of the nodes that are up."""
         nodes = self.get("/api/v0/nodes")["data"]["result"]["result"]
@@ -78,15 +103,19 @@ class Cluster:
 
 
 @contextmanager
-def two_nodes() -> Iterator[Cluster]:
-    """Start a cluster of two nodes with a core each, and end all of it afterwards."""
+def cluster_of(num_cpus: int, more: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """Start a cluster of one node, which others may join, and end all of it afterwards.
+
+    Its processes find no code but that which a job brings, unless `more` of an environment says where.
+    """
     mark = secrets.token_hex(16)
     with ExitStack() as stack:
         where = stack.enter_context(room())
         stack.callback(_end_marked, mark)
-        gcs_port, dashboard_port, client_port, *agent_ports = _free_ports(3 + NUM_NODES)
+        gcs_port, dashboard_port, client_port = _free_ports(3)
         environment = where.environment({"RAY_AUTH_MODE": "token", _MARK: mark})
-        del environment["PYTHONPATH"]  # the code comes with the job
+        del environment["PYTHONPATH"]
+        environment |= more or {}
         cluster = Cluster(
             address=f"http://127.0.0.1:{dashboard_port}",
             gcs_address=f"127.0.0.1:{gcs_port}",
@@ -94,14 +123,30 @@ def two_nodes() -> Iterator[Cluster]:
             working_dir=_working_dir(where),
             environment=environment,
             room=where,
+            nodes=[],
+            _stack=stack,
         )
         head = ["--head", "--port", str(gcs_port), "--ray-client-server-port", str(client_port)]
         head += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
-        _start(stack, cluster, "head", agent_ports[0], head)
+        _start(cluster, "head", head, num_cpus)
         _wait(lambda: len(cluster.alive_nodes()) == 1, cluster)
-        _start(stack, cluster, "other", agent_ports[1], ["--address", cluster.gcs_address])
-        _wait(lambda: len(cluster.alive_nodes()) == NUM_NODES, cluster)
         yield cluster
+
+
+@contextmanager
+def two_nodes() -> Iterator[Cluster]:
+    """Start a cluster of two nodes with a core each, and end all of it afterwards."""
+    with cluster_of(num_cpus=1) as cluster:
+        cluster.join("other")
+        yield cluster
+
+
+def title_of(process: psutil.Process) -> str:
+    """What a process calls itself, "" once it has ended: Ray's workers by their class, and by their method at work."""
+    try:
+        return Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _token(where: Room) -> str:
@@ -121,9 +166,10 @@ def _working_dir(where: Room) -> Path:
     return path
 
 
-def _start(stack: ExitStack, cluster: Cluster, name: str, agent_port: int, options: list[str]) -> None:
+def _start(cluster: Cluster, name: str, options: list[str], num_cpus: int) -> subprocess.Popen[bytes]:
     """Start one node; `--block` keeps it in the foreground, so it ends with its process."""
-    node = ["--block", "--node-ip-address", "127.0.0.1", "--num-cpus", "1", "--disable-usage-stats"]
+    (agent_port,) = _free_ports(1)
+    node = ["--block", "--node-ip-address", "127.0.0.1", "--num-cpus", str(num_cpus), "--disable-usage-stats"]
     node += ["--object-store-memory", str(100 * 2**20)]
     # Ray's fixed numbers would meet those of the other node, or of another Ray.
     node += [
@@ -134,7 +180,7 @@ def _start(stack: ExitStack, cluster: Cluster, name: str, agent_port: int, optio
         "--max-worker-port",
         "0",
     ]
-    log = stack.enter_context((cluster.room.path / f"{name}.log").open("wb"))
+    log = cluster._stack.enter_context((cluster.room.path / f"{name}.log").open("wb"))
     process = subprocess.Popen(
         [RAY, "start", *options, *node],
         cwd=cluster.room.elsewhere[2],
@@ -144,7 +190,9 @@ def _start(stack: ExitStack, cluster: Cluster, name: str, agent_port: int, optio
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    stack.callback(_end, process)
+    cluster._stack.callback(_end, process)
+    cluster.nodes.append(process)
+    return process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -42,7 +42,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = table_of(1000, 20).to_pydict()
     table["title"][3] = table["text"][3] = table["text"][4] = table["title"][4] = None
     table["id"][7] = None
-    pq.write_table(pa.table(table, schema=table_of(0, 1).schema), folder / "lang=en/c.parquet")
+    pq.write_table(pa.table(table, schema=table_of(1000, 20).schema), folder / "lang=en/c.parquet")
     return folder
 
 

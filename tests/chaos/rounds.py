@@ -1,0 +1,236 @@
+"""Rounds of chaos: a corpus changes, the job meets faults, and is run again until it says that all is well.
+
+    python -m tests.chaos.rounds --rounds 50 --seed 1
+
+After each round the dataset must be, bit for bit, the one that a single process makes of the same corpus without a
+fault, and a reader that looked all the time must have seen the old one and the new one only. Each round is drawn from
+the seed and its number alone, so `--first N --rounds 1` draws one again; where a fault hits depends on the clock too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+
+from jobs.storage import Location, Store, open_store
+from tests.chaos.conftest import CREDENTIALS
+from tests.chaos.corpora import shard
+from tests.chaos.datasets import Reader, assert_same, published
+from tests.chaos.dying import Point
+from tests.chaos.faulty_s3 import FaultyS3, faulty_s3
+from tests.chaos.killers import STAGES, Killer
+from tests.chaos.plain import rebuild
+from tests.chaos.sites import Site, on_cluster
+from tests.encoders.repositories import write_repository
+from tests.integration.clusters import Cluster, cluster_of
+from tests.integration.commands import REPOSITORY, finish
+
+SHARD_ROWS = 150
+MOST_FAULTY_ATTEMPTS = 4
+# Where a driver dies; a number of -1 is drawn.
+POINTS = {
+    "taking stock": Point("jobs.store:Store.list", when="after"),
+    "Ray is there": Point("jobs.pipeline:connect", when="after"),
+    "a receipt": Point("jobs.progress:Tally.add", number=-1),
+    "all parts, no commit": Point("jobs.embed:build_manifest"),
+    "before the configuration": Point("jobs.store:Store.replace", "_config.json"),
+    "before the manifest": Point("jobs.store:Store.replace", "_manifest.json"),
+    "committed, not swept": Point("jobs.store:Store.replace", "_manifest.json", when="after"),
+    "sweeping parts": Point("jobs.store:Store.delete", "task="),
+    "sweeping receipts": Point("jobs.store:Store.delete", "_receipts"),
+}
+
+
+@dataclass
+class Place:
+    """A corpus and an output that live through many rounds.
+
+    Attributes:
+        name: For people.
+        site: The job, as its operator runs it.
+        clean: The same with an output of its own for each round.
+        corpus: Where shards are changed.
+        proxy: What its requests go through, if they do.
+        shards: Name and seed of what is there.
+    """
+
+    name: str
+    site: Site
+    clean: Site
+    corpus: Store
+    proxy: FaultyS3 | None = None
+    shards: dict[str, int] = field(default_factory=dict)
+
+    def change(self, draw: random.Random) -> None:
+        """Add, replace or remove a few shards; at least one stays."""
+        for _ in range(draw.randint(1, 2)):
+            path = f"half={draw.randrange(2)}/s{draw.randrange(3)}.parquet"
+            if path in self.shards and len(self.shards) > 1 and draw.random() < 0.4:
+                del self.shards[path]
+                self.corpus.delete([path])
+            else:
+                self.shards[path] = draw.randrange(10**6)
+                self.corpus.replace(path, shard(path, SHARD_ROWS, seed=self.shards[path]))
+
+    def output(self, site: Site) -> Location:
+        """Past the proxy."""
+        return Location(site.out, self.corpus.location.endpoint_url)
+
+
+@dataclass
+class Tallied:
+    """What happened in all rounds."""
+
+    runs: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    polls: int = 0
+
+
+def play(number: int, seed: int, place: Place, cluster: Cluster, tallied: Tallied) -> None:
+    """One round.
+
+    Raises:
+        AssertionError: The dataset is not what it should be, or a reader saw something else.
+    """
+    draw = random.Random(f"{seed}/{number}")
+    place.change(draw)
+    with Reader(place.output(place.site)) as reader:
+        before = len(reader.seen)
+        for attempt in range(MOST_FAULTY_ATTEMPTS + 1):
+            outcome = _attempt(draw, place, cluster, tallied, faulty=attempt < MOST_FAULTY_ATTEMPTS)
+            if outcome is not None:
+                break
+        else:
+            raise AssertionError("the job does not come to an end")
+    tallied.polls += reader.num_polls
+    clean = Site(**{**vars(place.clean), "out": f"{place.clean.out}-{number}"})
+    rebuild(clean)
+    found, wanted = published(place.output(place.site)), published(place.output(clean))
+    assert_same(found, wanted, SHARD_ROWS * len(place.shards))
+    assert reader.faults == []
+    assert len(reader.seen) <= before + 1
+
+
+def _attempt(
+    draw: random.Random, place: Place, cluster: Cluster, tallied: Tallied, *, faulty: bool
+) -> str | None:
+    """The command once, with what it meets; its summary, None where it has to be run again."""
+    point, killers = None, []
+    if faulty and draw.random() < 0.6:
+        name = draw.choice(list(POINTS))
+        point = POINTS[name]
+        if point.number < 0:
+            point = Point(**{**vars(point), "number": draw.randint(1, 4)})
+        if draw.random() < 0.25:
+            point = Point(**{**vars(point), "signal": draw.choice(["SIGINT", "SIGTERM"])})
+    elif faulty and draw.random() < 0.7:
+        killers = [Killer(cluster, stage, 1) for stage in draw.sample(STAGES, draw.randint(1, 2))]
+    if place.proxy is not None:
+        place.proxy.share = draw.choice([0.0, 0.1, 0.2]) if faulty else 0.0
+    earlier = sum(place.proxy.injected.values()) if place.proxy else 0
+    with ExitStack() as stack:
+        process = place.site.start(point)
+        for killer in killers:
+            stack.enter_context(killer)
+        outcome = finish(process)
+    tallied.runs += 1
+    for killer in killers:
+        tallied.faults[f"{killer.stage} killed"] += len(killer.killed)
+    if place.proxy is not None:
+        tallied.faults["requests failed"] += sum(place.proxy.injected.values()) - earlier
+    if outcome.exit_code == 0:
+        return outcome.stdout
+    assert point is not None, outcome.stderr
+    assert outcome.exit_code == (-9 if point.signal == "SIGKILL" else 1), outcome.stderr
+    tallied.faults[f"{point.signal}: {name}"] += 1
+    return None
+
+
+@contextmanager
+def places(folder: Path, cluster: Cluster) -> Iterator[list[Place]]:
+    """A job on a disk, and one on S3 behind a proxy that fails requests."""
+    model = write_repository(folder / "model")
+    on_disk = on_cluster(cluster, model, folder / "corpus", folder / "out")
+    disk = Place("disk", on_disk, on_disk.at(folder / "clean"), open_store(Location(on_disk.corpus)))
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    with patch.dict("os.environ", CREDENTIALS), faulty_s3(endpoint, 0.0, seed=0) as proxy:
+        S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True).mkdir("chaos")
+        uris = {"corpus": "s3://chaos/corpus", "out": "s3://chaos/out", "model": model}
+        rest = {"environment": on_disk.environment, "cwd": on_disk.cwd}
+        through, plain = (Site(**uris, **rest, more=_endpoint(url)) for url in (proxy.url, endpoint))
+        s3 = Place(
+            "s3", through, plain.at("s3://chaos/clean"), open_store(Location(plain.corpus, endpoint)), proxy
+        )
+        yield [disk, s3]
+    server.stop()
+
+
+def _endpoint(url: str) -> tuple[str, ...]:
+    return ("--set", f"input.endpoint_url={url}", "--set", f"output.endpoint_url={url}")
+
+
+def run(cluster: Cluster, num_rounds: int, seed: int, first: int = 0) -> Tallied:
+    """Play rounds, on disk and on S3 in turn.
+
+    Raises:
+        AssertionError: One failed; its number and the seed are printed.
+    """
+    started, tallied = time.monotonic(), Tallied()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        both = stack.enter_context(places(folder, cluster))
+        for number in range(first, first + num_rounds):
+            place, runs, since = both[number % 2], tallied.runs, time.monotonic()
+            try:
+                play(number, seed, place, cluster, tallied)
+            except BaseException:
+                print(f"round {number} of seed {seed} on {place.name} FAILED", flush=True)
+                raise
+            seconds = time.monotonic() - since
+            print(
+                f"round {number} {place.name}: {tallied.runs - runs} runs, {seconds:.0f} s, equal", flush=True
+            )
+    tallied.seconds = time.monotonic() - started
+    return tallied
+
+
+def main() -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0)
+    asked = parser.parse_args()
+    with cluster_of(num_cpus=2, more={"PYTHONPATH": str(REPOSITORY), **CREDENTIALS}) as cluster:
+        tallied = run(cluster, asked.rounds, asked.seed, asked.first)
+    print(
+        f"{asked.rounds} rounds of seed {asked.seed}: {tallied.runs} runs, {tallied.seconds:.0f} s, every dataset"
+    )
+    print(
+        f"equal to an undisturbed one; {tallied.polls} looks of a reader, each at the whole old or the whole new one"
+    )
+    for fault, count in sorted(tallied.faults.items()):
+        print(f"{count:6} {fault}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
