@@ -33,6 +33,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray._private import services
 from ray.cluster_utils import Cluster
 
 from encoders.protocol import Protocol, resolve_protocol
@@ -207,6 +208,8 @@ def cluster(nodes: int, gpus: int) -> Iterator[Callable[[], str]]:
     # Only this machine reaches it: who reaches a Ray without a token runs code there.
     common = {"node_ip_address": "127.0.0.1", "object_store_memory": 150 * 2**20}
     size = {"num_cpus": gpus + SPARE_CPUS, "num_gpus": gpus, **common}
+    # Ray would take 127.0.0.1 for the address of its network card.
+    services.get_node_ip_address = lambda *_: "127.0.0.1"
     head = {"num_cpus": 0, "include_dashboard": False, **common}
     made = Cluster(initialize_head=True, head_node_args=head)
     try:
