@@ -108,7 +108,7 @@ def sleeping(seconds_per_token: float, dim: int) -> type:
     """The encoder's actor with a forward pass that sleeps."""
 
     class Sleeping:
-        def __init__(self, run: bytes, _deaths: str) -> None:
+        def __init__(self, run: bytes) -> None:
             self._born = time.time()
             # In this process only, and before the stage imports them: they import torch, of which 64 do not fit here.
             for name, content in stand_ins(seconds_per_token, dim).items():

@@ -17,6 +17,7 @@ import os
 import pickle
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -170,15 +171,15 @@ def stream(
         JobError: Anything else that a worker died of.
     """
     configure(compute.no_progress_timeout_seconds)
-    shipped = pickle.dumps(run)
-    name = f"deaths-{uuid4().hex}"
+    deaths = f"deaths-{uuid4().hex}"
+    shipped = pickle.dumps(replace(run, deaths=deaths))
     dataset = ray.data.from_items(
         [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
     )
     for stage in _stages(compute, run.num_threads, actors, num_fragments=len(work)):
         dataset = dataset.map_batches(
             stage.actor,
-            fn_constructor_args=[shipped, name, *stage.arguments],
+            fn_constructor_args=[shipped, *stage.arguments],
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=stage.num_cpus,
@@ -191,7 +192,7 @@ def stream(
         raise own_cause(error) from error
     finally:
         with contextlib.suppress(ValueError):  # nobody needed it
-            ray.kill(ray.get_actor(name))
+            ray.kill(ray.get_actor(deaths))
 
 
 class _Stage(NamedTuple):
@@ -280,12 +281,13 @@ class _Actor:
 
     doing: str
 
-    def __init__(self, run: bytes, deaths: str) -> None:
+    def __init__(self, run: bytes) -> None:
+        spec: RunSpec = pickle.loads(run)
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        self._deaths = _deaths_of(deaths) if restarted else None
+        self._deaths = _deaths_of(spec.deaths) if restarted else None
         self._failure: TaskvecError | None = None
         try:
-            self._stage = self._load(pickle.loads(run))
+            self._stage = self._load(spec)
         except TaskvecError as error:
             self._failure = error
 
@@ -351,8 +353,8 @@ class _Calibrate(_Actor):
 class _Embed:
     """All stages in one process, a fragment at a time in each: while one is encoded, the next is read."""
 
-    def __init__(self, run: bytes, deaths: str, actors: Sequence[type[_Actor]]) -> None:
-        self._stages = [(Lock(), actor(run, deaths)) for actor in actors]
+    def __init__(self, run: bytes, actors: Sequence[type[_Actor]]) -> None:
+        self._stages = [(Lock(), actor(run)) for actor in actors]
 
     def __call__(self, row: pa.Table) -> pa.Table:
         for lock, stage in self._stages:

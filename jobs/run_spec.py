@@ -71,6 +71,7 @@ class RunSpec:
         output: Root of the dataset.
         compression_level: Of zstd.
         row_group_rows: Of the parts.
+        deaths: Name of the Ray actor that counts which fragments workers died of; "" outside the pipeline.
     """
 
     corpus: Location
@@ -87,6 +88,7 @@ class RunSpec:
     output: Location
     compression_level: int
     row_group_rows: int
+    deaths: str = ""
 
     @property
     def encoded_precision(self) -> str:

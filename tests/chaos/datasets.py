@@ -91,12 +91,12 @@ class Reader(threading.Thread):
                 if self.seen:
                     self.faults.append("the manifest is gone")
                 return
-            digest = manifest.digest
+            digest = _digest(manifest)
             if self.seen[-1:] != [digest]:
                 self.seen.append(digest)
             missing = _missing(self._store, manifest)
             # A reader that was overtaken by a commit and its sweep looks again.
-            if missing and (again := read_manifest(self._store)) is not None and again.digest == digest:
+            if missing and (again := read_manifest(self._store)) is not None and _digest(again) == digest:
                 self.faults.append(f"{digest}: {missing}")
         except Exception as error:  # a thread's exception would be lost
             self.faults.append(repr(error))
@@ -110,6 +110,11 @@ class Reader(threading.Thread):
         self._done.set()
         self.join()
         self.look()
+
+
+def _digest(manifest: Manifest) -> str:
+    content = manifest.model_dump_json(exclude={"committed_at"})
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _missing(store: Store, manifest: Manifest) -> list[str]:

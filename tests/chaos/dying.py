@@ -50,6 +50,8 @@ class Point:
 
         @wraps(original)
         def armed(*args: Any, **kwargs: Any) -> Any:
+            if name == "delete":
+                args = (args[0], list(args[1]))
             if self.argument not in str(args) or next(calls) != self.number:
                 return original(*args, **kwargs)
             if self.when == "after":

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 from jobs.embed import main
 from tests.chaos.plain import without_ray
@@ -22,7 +23,11 @@ def run(gate: Path, arguments: list[str]) -> int:
         while not gate.exists():
             time.sleep(0.05)
 
-    with without_ray(wait), patch("jobs.embed.build_manifest", side_effect=KeyboardInterrupt):
+    with (
+        without_ray(wait),
+        patch("jobs.embed.held_lease", lambda *_: nullcontext(Mock())),  # it has lost it long ago
+        patch("jobs.embed.build_manifest", side_effect=KeyboardInterrupt),
+    ):
         return main(arguments)
 
 

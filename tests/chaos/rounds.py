@@ -46,9 +46,9 @@ POINTS = {
     "Ray is there": Point("jobs.pipeline:connect", when="after"),
     "a receipt": Point("jobs.progress:Tally.add", number=-1),
     "all parts, no commit": Point("jobs.embed:build_manifest"),
-    "before the configuration": Point("jobs.store:Store.replace", "_config.json"),
-    "before the manifest": Point("jobs.store:Store.replace", "_manifest.json"),
-    "committed, not swept": Point("jobs.store:Store.replace", "_manifest.json", when="after"),
+    "before the manifest": Point("jobs.store:Store.swap", "_manifest.json"),
+    "committed, not the configuration": Point("jobs.store:Store.swap", "_manifest.json", when="after"),
+    "committed, not swept": Point("jobs.store:Store.replace", "_config.json", when="after"),
     "sweeping parts": Point("jobs.store:Store.delete", "task="),
     "sweeping receipts": Point("jobs.store:Store.delete", "_receipts"),
 }

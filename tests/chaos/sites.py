@@ -11,19 +11,27 @@ from pathlib import Path
 from jobs.storage import Location
 from tests.chaos.dying import Point
 from tests.integration.clusters import Cluster
-from tests.integration.commands import Outcome, finish
+from tests.integration.commands import Outcome, finish, start
 
 FRAGMENT_ROWS = 50
 # A text or two a batch: small fragments take long enough to be hit. Each stage in processes of its own.
 _SLOWLY = tuple(
     part
+    for setting in ("max_batch_tokens=64", "cpus_per_actor=1", "tokenize_concurrency=1")
+    for part in ("--set", f"compute.{setting}")
+)
+
+# What no longer belongs goes with the sweep, so that there is something to be killed in; a row in fifty is a reject; and
+# vectors that are carried over were made in other batches, equal but for rounding.
+_AT_ONCE = tuple(
+    part
     for setting in (
-        "compute.max_batch_tokens=64",
-        "compute.cpus_per_actor=1",
-        "compute.tokenize_concurrency=1",
-        "output.carry_over=false",  # vectors that are carried were made in other batches: equal but for rounding
+        "keep_manifests=1",
+        "orphan_grace_hours=0",
+        "max_rejected_fraction=0.1",
+        "carry_over=false",
     )
-    for part in ("--set", setting)
+    for part in ("--set", f"output.{setting}")
 )
 
 
@@ -50,19 +58,13 @@ class Site:
     def arguments(self) -> list[str]:
         places = ["--input", self.corpus, "--output", self.out, "--model", str(self.model)]
         views = ["--task", "clustering", "--fragment-rows", str(FRAGMENT_ROWS)]
-        return [*places, *views, *_SLOWLY, *self.more]
+        return [*places, *views, *_SLOWLY, *_AT_ONCE, *self.more]
 
     def start(self, point: Point | None = None, *more: str) -> subprocess.Popen[str]:
         """The command, or the command that gets a signal at a point."""
         module = ["jobs.embed"] if point is None else ["tests.chaos.dying", point.to_json()]
-        return subprocess.Popen(
-            [sys.executable, "-m", *module, *self.arguments(), *more],
-            cwd=self.cwd,
-            env=dict(self.environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, "-m", *module, *self.arguments(), *more]
+        return start(command, self.cwd, self.environment)
 
     def run(self, point: Point | None = None, *more: str, timeout: float = 200) -> Outcome:
         """Start it and wait for its end."""

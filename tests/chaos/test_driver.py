@@ -25,14 +25,14 @@ POINTS = {
     "first receipt": Point("jobs.progress:Tally.add"),
     "fourth receipt": Point("jobs.progress:Tally.add", number=4, when="after"),
     "all parts, no commit": Point("jobs.embed:build_manifest"),
-    "parts checked": Point("jobs.store:Store.replace", "_config.json"),
-    "between configuration and manifest": Point("jobs.store:Store.replace", "_manifest.json"),
+    "before the checks": Point("jobs.embed:publish"),
+    "before the manifest": Point("jobs.store:Store.swap", "_manifest.json"),
     "the manifest is written and has no name": Point("pathlib:Path.replace", "_manifest.json"),
-    "committed, not swept": Point("jobs.store:Store.replace", "_manifest.json", when="after"),
+    "committed, not the configuration": Point("jobs.store:Store.swap", "_manifest.json", when="after"),
     "half of the old parts removed": Point("jobs.store:Store.delete", "task=", when="middle"),
-    "receipts not yet removed": Point("jobs.store:Store.delete", RECEIPTS),
+    "the rest not yet removed": Point("jobs.store:Store.delete", "task="),
 }
-COMMITTED = {"committed, not swept", "half of the old parts removed", "receipts not yet removed"}
+COMMITTED = {"committed, not the configuration", "half of the old parts removed", "the rest not yet removed"}
 
 
 @pytest.fixture(scope="module")

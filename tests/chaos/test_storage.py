@@ -123,7 +123,7 @@ def test_a_full_disk_ends_the_run_and_with_room_the_same_command_goes_on(
 
         # and a disk that is full in the very commit
         change_corpus(corpus, NUM_ROWS)
-        assert site.run(Point("jobs.store:Store.replace", "_config.json")).exit_code == -9
+        assert site.run(Point("jobs.embed:publish")).exit_code == -9
         used = sum(path.stat().st_size for path in small.rglob("*") if path.is_file())
         with Reader(location(site)) as reader:
             enlarge(small, (used // 4096 + 64) * 4096)

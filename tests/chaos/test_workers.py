@@ -19,14 +19,14 @@ from tests.integration.commands import finish
 def test_readers_encoders_and_writers_killed_three_times_each_change_nothing(
     cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
-    corpus = write_corpus(tmp_path / "corpus", 3, 1000)
+    corpus = write_corpus(tmp_path / "corpus", 3, 2500)
     site = on_cluster(cluster, model, corpus, tmp_path / "out")
     with Reader(location(site)) as reader:
         process = site.start()
         killers = [Killer(cluster, stage) for stage in STAGES]
         with killers[0], killers[1], killers[2]:
             outcome = finish(process)
-    assert outcome.summary["rows"] == 3000
+    assert outcome.summary["rows"] == 7500
     killed = {killer.stage: len(set(killer.killed)) for killer in killers}
     assert killed == dict.fromkeys(STAGES, KILLS)
     clean = site.at(tmp_path / "clean")

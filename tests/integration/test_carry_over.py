@@ -18,11 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.records import CARRIED
+from tests.integration.commands import Outcome, finish
 from tests.integration.conftest import (
     VIEWS,
     Embed,
-    Outcome,
-    finish_embed,
     manifest_of,
     parts,
     read_view,
@@ -240,7 +239,7 @@ def test_killed_while_carrying_is_as_if_it_had_not_been(
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    finish_embed(process)
+    finish(process)
     time.sleep(3)  # workers that outlive the driver may finish what they have in hand
     assert embed(*story.arguments).summary["rows"] == NUM_ROWS
     check_like_rebuild(story, embed)

@@ -12,11 +12,11 @@ import pytest
 from jobs.lease import LOCK
 from jobs.records import MANIFEST, RECEIPTS, read_manifest
 from jobs.storage import Location, Store, open_store
+from tests.integration.commands import finish
 from tests.integration.conftest import (
     Dataset,
     arguments_for,
     embed_here,
-    finish_embed,
     snapshot,
     start_embed,
 )
@@ -43,13 +43,13 @@ def test_of_two_runs_at_once_the_second_is_refused_and_the_first_publishes(
     arguments[arguments.index("--output") + 1] = out.location.uri
     first = start_embed(*arguments)
     wait_for(out, first, LOCK)
-    second = finish_embed(start_embed(*arguments))
+    second = finish(start_embed(*arguments))
     assert second.exit_code == 1, second.stderr
     assert f"another run (process {first.pid} on " in second.stderr
     assert "Traceback" not in second.stderr
     assert second.stdout == ""
     assert embed_here(*arguments, "--dry-run").exit_code == 0  # looks, and takes nothing
-    outcome = finish_embed(first)
+    outcome = finish(first)
     assert outcome.exit_code == 0, outcome.stderr
     manifest = read_manifest(out)
     expected = read_manifest(open_store(Location(str(dataset.out))))
@@ -68,7 +68,7 @@ def test_a_run_that_was_killed_does_not_keep_the_next_one_from_its_output(
     process = start_embed(*arguments)
     wait_for(out, process, LOCK)
     process.send_signal(signal.SIGKILL)
-    finish_embed(process)
+    finish(process)
     assert out.exists(LOCK)
     assert embed_here(*arguments).exit_code == 0
     assert not out.exists(LOCK)
@@ -83,7 +83,7 @@ def test_a_run_that_did_not_see_another_one_publish_loses_without_harm(
     wait_for(out, process, RECEIPTS)
     theirs = (dataset.out / MANIFEST).read_bytes()
     out.replace(MANIFEST, theirs)  # as a run that knows of no lock would
-    outcome = finish_embed(process)
+    outcome = finish(process)
     assert outcome.exit_code == 1
     assert "another run published into" in outcome.stderr
     assert out.read(MANIFEST) == theirs
