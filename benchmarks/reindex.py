@@ -109,13 +109,13 @@ def time_join(folder: Path, num_rows: int) -> None:
     from encoders.tasks import Role, View
     from jobs.cargo import as_lists
     from jobs.carry import CarryPlan, OldPart
+    from jobs.cluster import connect
     from jobs.config import ComputeConfig
     from jobs.corpus import list_corpus
     from jobs.footers import Columns, read_footers
     from jobs.fragments import cut
     from jobs.joins import carry_on_cluster
     from jobs.parts import file_record, part_bytes, part_table
-    from jobs.pipeline import connect
     from jobs.records import PartRecord
     from jobs.rows import Reading, text_hashes
     from jobs.run_spec import RunSpec, ViewSpec, Work

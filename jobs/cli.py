@@ -17,8 +17,10 @@ import click
 from jobs import __version__
 from jobs.command import arguments
 from jobs.config import EncoderConfig, JobConfig, config_reference, load_config, load_encoder, parse_yaml
+from jobs.encoder_section import Dtype, Precision, PromptUse
+from jobs.fields import RoleName
 from jobs.reference import FLAGS, FieldReference
-from jobs.sections import Device, Dtype, Precision, PromptUse, RoleName
+from jobs.sections import Device
 
 PROGRAM = "python -m jobs.embed"
 

@@ -14,10 +14,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from jobs.encoder_section import EncoderConfig
 from jobs.errors import ConfigurationError
 from jobs.fields import shown
 from jobs.reference import FieldReference, closest_name, config_reference
-from jobs.sections import ComputeConfig, EncoderConfig, InputConfig, JobConfig, OutputConfig, ViewConfig
+from jobs.sections import ComputeConfig, InputConfig, JobConfig, OutputConfig, ViewConfig
 
 __all__ = [
     "ComputeConfig",

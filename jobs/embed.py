@@ -24,18 +24,13 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
 from encoders.chunking import Chunker
-from encoders.errors import EncoderError
-from encoders.late_chunking import refuse_late_chunking
-from encoders.protocol import Protocol
-from encoders.quantization import check_dim
-from encoders.tasks import view_of
 from encoders.tokenizer import Tokenizer
 from jobs.carry import carry_over, plan_carrying
 from jobs.changes import Changes, Comparison, report_changes
@@ -43,21 +38,20 @@ from jobs.cli import PROGRAM, Invocation, parse
 from jobs.command import Answer, carry_out
 from jobs.commit import build_manifest, publish
 from jobs.config import EncoderConfig, JobConfig, dump_config
-from jobs.corpus import Corpus, list_corpus, refuse_overlap
+from jobs.corpus import list_corpus
 from jobs.errors import ConfigurationError, CorpusError, FileChangedError
 from jobs.footers import BadShard, Footer, read_footers
-from jobs.holdings import Holdings, refuse_other_dataset, take_stock
+from jobs.job import Job, folder_of, know_output, set_up
 from jobs.lease import Lease, held_lease
-from jobs.parts import refuse_clashes
 from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_shards
 from jobs.progress import ProgressLine, Tally
-from jobs.protocols import resolve, show_protocol
-from jobs.ranges import CALIBRATION_ROWS, calibrated, held_ranges, keep, ranges_from, sample_of, with_ranges
-from jobs.records import LongTextRecord, Manifest, RangesRecord, ReadingRecord, Receipt, ViewRecord
+from jobs.protocols import show_protocol
+from jobs.ranges import CALIBRATION_ROWS, calibrated, keep, sample_of, with_ranges
+from jobs.records import LongTextRecord, Manifest, ReadingRecord, Receipt
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading
-from jobs.run_spec import RunSpec, ViewSpec, Work
-from jobs.storage import Location, Store, open_store
+from jobs.run_spec import RunSpec, Work
+from jobs.storage import Location
 from jobs.summary import Times, show_plan, show_run
 from jobs.sweep import sweep
 
@@ -80,26 +74,6 @@ def _answer(asked: Invocation, console: Console) -> Answer:
     return Answer(run(asked.config, console, dry_run=asked.dry_run))
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What is known before anything is read or started; holdings and ranges once stock is taken."""
-
-    config: JobConfig
-    protocol: Protocol
-    views: tuple[ViewSpec, ...]
-    records: Mapping[str, ViewRecord]
-    corpus: Corpus
-    store: Store
-    holdings: Holdings = field(default_factory=lambda: Holdings(None, (), {}))
-    ranges: Mapping[str, RangesRecord] = field(default_factory=dict)
-
-    @property
-    def raw_views(self) -> tuple[str, ...]:
-        """Views that get raw text because nobody says anything of prompts."""
-        prompts = self.protocol.prompts
-        return tuple(str(spec.view) for spec in self.views if prompts.is_raw(spec.view))
-
-
 def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[str, Any]:
     """Make the output equal to what the configuration says; returns the summary.
 
@@ -111,16 +85,16 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         JobError: The run failed; nothing is published.
     """
     started = time.monotonic()
-    job = _set_up(config)
+    job = set_up(config)
     if dry_run:
-        job = _take_stock(job)
+        job = know_output(job)
         layout, reading = _lay_out(job, _read_footers(job)[0])
         plan = _plan(job, layout, reading)
         return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
     with held_lease(job.store, lambda text: console.print(text, markup=False, highlight=False)) as lease:
         for replans_left in reversed(range(_MOST_REPLANS + 1)):
             try:
-                return _make(_take_stock(job), lease, console, started)
+                return _make(know_output(job), lease, console, started)
             except FileChangedError as error:
                 if config.input.on_changed_shard == "fail" or not replans_left:
                     raise
@@ -129,7 +103,7 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
     raise AssertionError("unreachable")
 
 
-def _make(job: _Job, lease: Lease, console: Console, started: float) -> dict[str, Any]:
+def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str, Any]:
     """Make the output of a job whose corpus is listed and whose stock is taken; returns the summary."""
     ray_seconds = 0.0
     footers, seconds = _read_footers(job)
@@ -160,74 +134,7 @@ def _make(job: _Job, lease: Lease, console: Console, started: float) -> dict[str
     return show_run(console, plan, tally, manifest, times, uri, changes=changes, raw_views=job.raw_views)
 
 
-def _set_up(config: JobConfig) -> _Job:
-    encoder = config.encoder
-    try:
-        protocol = resolve(encoder)
-        check_dim(protocol.repository.name, protocol.dim, encoder.precision)
-        if encoder.long_text == "late_chunk":
-            refuse_late_chunking(protocol)
-        records = {}
-        views = []
-        for asked in config.output.views:
-            view = view_of(asked.task, asked.role)
-            if str(view) in records:
-                raise ConfigurationError(
-                    f"output.views names {view} twice (a symmetric task's only side is document)"
-                )
-            prompt = protocol.prompt(view)  # first, for its error names the view
-            adapter = protocol.adapter(view)
-            space = protocol.space(view.task, encoder.precision, late_chunk=encoder.long_text == "late_chunk")
-            records[str(view)] = ViewRecord(
-                task=view.task,
-                role=view.role,
-                space_id=space.id,
-                space_name=space.name,
-                model=protocol.repository.name,
-                revision=protocol.repository.revision,
-                adapter=None if adapter is None else str(protocol.adapters.folder(adapter)),
-                prompt=prompt.prefix,
-                suffix=prompt.suffix or None,
-                dim=protocol.dim,
-                precision=encoder.precision,
-                normalized=protocol.normalize,
-            )
-            labels = {
-                name: str(value) for name, value in records[str(view)].model_dump(exclude_none=True).items()
-            }
-            views.append(ViewSpec(view, prompt, space, labels, adapter))
-    except EncoderError as error:
-        raise ConfigurationError(str(error)) from error
-    source, target = config.input.location(), config.output.location()
-    corpus = list_corpus(source)
-    chunks = encoder.long_text in ("chunk", "late_chunk")
-    refuse_clashes(corpus.partition_keys, config.input.columns(), chunks=chunks)
-    refuse_overlap(corpus, source, target)
-    return _Job(config, protocol, tuple(views), records, corpus, open_store(target))
-
-
-def _take_stock(job: _Job) -> _Job:
-    """The job, knowing what the output holds and that this run may go on with it."""
-    config, holdings = job.config, take_stock(job.store)
-    held = None if config.output.overwrite else holdings.manifest
-    ranges: Mapping[str, RangesRecord] = {}
-    if config.encoder.ranges_from is not None:
-        place = Location(config.encoder.ranges_from, job.store.location.endpoint_url)
-        ranges = ranges_from(place, job.views)
-    elif held is not None:
-        ranges = held_ranges(held, job.views)
-    specs, records = with_ranges(job.views, job.records, ranges)
-    if held is not None:
-        refuse_other_dataset(held, _folder(config.input.location().uri), records)
-    return replace(job, views=specs, records=records, holdings=holdings, ranges=ranges)
-
-
-def _folder(uri: str) -> str:
-    """A URI as the manifest names it: a folder is the same with and without a last "/"."""
-    return uri.rstrip("/") or "/"
-
-
-def _read_footers(job: _Job) -> tuple[list[Footer | BadShard], float]:
+def _read_footers(job: Job) -> tuple[list[Footer | BadShard], float]:
     """Footers of the shards that no committed dataset knows; and how long Ray took to start, where it was needed."""
     location, columns = job.corpus.location, job.config.input.columns()
     shards = unknown_shards(job.corpus, job.holdings.manifest, columns, job.config.input.fragment_rows)
@@ -243,7 +150,7 @@ def _read_footers(job: _Job) -> tuple[list[Footer | BadShard], float]:
     return read_footers_on_cluster(location, shards, columns), seconds
 
 
-def _lay_out(job: _Job, footers: Sequence[Footer | BadShard]) -> tuple[Layout, Reading]:
+def _lay_out(job: Job, footers: Sequence[Footer | BadShard]) -> tuple[Layout, Reading]:
     source = job.config.input
     layout = lay_out(job.corpus, job.holdings.manifest, footers, source.columns(), source.fragment_rows)
     if layout.bad_shards and source.on_bad_shard == "fail":
@@ -255,7 +162,7 @@ def _lay_out(job: _Job, footers: Sequence[Footer | BadShard]) -> tuple[Layout, R
     return layout, Reading(source.columns(), source.text_joiner, layout.carried, _long_text(job))
 
 
-def _calibrate(job: _Job, layout: Layout, reading: Reading, console: Console) -> tuple[_Job, float]:
+def _calibrate(job: Job, layout: Layout, reading: Reading, console: Console) -> tuple[Job, float]:
     """The job with all the ranges that it needs; and how long Ray took to start, where it was needed."""
     views = [spec for spec in job.views if spec.view.task not in job.ranges]
     if job.config.encoder.precision != "int8" or not views:
@@ -280,7 +187,7 @@ def _calibrate(job: _Job, layout: Layout, reading: Reading, console: Console) ->
     return replace(job, views=specs, records=records, ranges={**job.ranges, **found}), seconds
 
 
-def _plan(job: _Job, layout: Layout, reading: Reading) -> Plan:
+def _plan(job: Job, layout: Layout, reading: Reading) -> Plan:
     plan = make_plan(job.corpus, layout, reading, job.views, job.holdings)
     if not plan.num_rows:
         raise CorpusError(
@@ -290,7 +197,7 @@ def _plan(job: _Job, layout: Layout, reading: Reading) -> Plan:
     return plan
 
 
-def _long_text(job: _Job) -> LongTextRecord | None:
+def _long_text(job: Job) -> LongTextRecord | None:
     encoder = job.config.encoder
     if encoder.long_text == "truncate":
         return None
@@ -302,7 +209,7 @@ def _long_text(job: _Job) -> LongTextRecord | None:
     )
 
 
-def _check_chunks(job: _Job, reading: Reading) -> None:
+def _check_chunks(job: Job, reading: Reading) -> None:
     """Refuse chunks that do not fit here, before Ray starts: there the reason would be at the end of a long page."""
     if reading.long_text is not None and reading.long_text.chunks:
         prompts = [spec.prompt for spec in job.views]
@@ -312,14 +219,14 @@ def _check_chunks(job: _Job, reading: Reading) -> None:
 
 
 def _connect(config: JobConfig) -> float:
-    from jobs.pipeline import connect
+    from jobs.cluster import connect
 
     started = time.monotonic()
     connect(config.compute.ray_address, config.compute.num_cpus)
     return time.monotonic() - started
 
 
-def _reject_limit(job: _Job, plan: Plan) -> RejectLimit:
+def _reject_limit(job: Job, plan: Plan) -> RejectLimit:
     """What the rejects of this run count against; those of the fragments that are there count already."""
     output = job.config.output
     limit = RejectLimit(
@@ -330,7 +237,7 @@ def _reject_limit(job: _Job, plan: Plan) -> RejectLimit:
     return limit
 
 
-def _carry_over(job: _Job, plan: Plan, spec: RunSpec, console: Console) -> tuple[Work, ...]:
+def _carry_over(job: Job, plan: Plan, spec: RunSpec, console: Console) -> tuple[Work, ...]:
     """The work, after the vectors of texts that the dataset holds were brought to the fragments that want them."""
     if not job.config.output.carry_over:
         return plan.work
@@ -361,8 +268,8 @@ def _embed(
             yield tally.receipts[-1]
 
 
-def _run_spec(job: _Job, reading: Reading) -> RunSpec:
-    from jobs.pipeline import choose_cores, choose_device
+def _run_spec(job: Job, reading: Reading) -> RunSpec:
+    from jobs.cluster import choose_cores, choose_device
 
     compute = job.config.compute
     device = choose_device(compute)
@@ -385,14 +292,14 @@ def _run_spec(job: _Job, reading: Reading) -> RunSpec:
 
 
 def _commit(
-    job: _Job, plan: Plan, tally: Tally, reading: ReadingRecord, lease: Lease
+    job: Job, plan: Plan, tally: Tally, reading: ReadingRecord, lease: Lease
 ) -> tuple[Manifest, Changes | None]:
     """The dataset's manifest, and what it changed; None where it was the same before."""
     held = job.holdings.manifest
     manifest = build_manifest(
         plan,
         [*plan.existing, *tally.receipts],
-        corpus=_folder(job.config.input.location().uri),
+        corpus=folder_of(job.config.input.location().uri),
         reading=reading,
         fragment_rows=job.config.input.fragment_rows,
         views=job.records,
@@ -425,7 +332,7 @@ def _compare(config: JobConfig, location: Location, comparison: Comparison) -> C
     return compare_on_cluster(config.compute, location, comparison)
 
 
-def _sweep(job: _Job, live: Manifest) -> None:
+def _sweep(job: Job, live: Manifest) -> None:
     output = job.config.output
     sweep(job.store, live, keep_manifests=output.keep_manifests, orphan_grace_hours=output.orphan_grace_hours)
 

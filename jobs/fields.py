@@ -1,4 +1,4 @@
-"""Types of single values in a configuration: each reads what a person writes and refuses what cannot work.
+"""The base of a configuration's sections, and types of single values: each reads what a person writes, or refuses it.
 
 No message repeats a URI, because people put secrets into them: `s3://key:secret@bucket`.
 """
@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from encoders.tasks import canonical_task
 from jobs.errors import ConfigurationError
 from jobs.storage import Location
 
+RoleName = Literal["query", "document"]
 _NOT_REPEATED = "not repeated here"
+
+
+class Section(BaseModel):
+    """A part of the tree. Strict: text is not read as a number, nor a number as a flag."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 def shown(value: object) -> str:

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import pickle
-import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
@@ -31,7 +29,7 @@ from encoders.errors import TaskvecError
 from jobs.config import ComputeConfig
 from jobs.corpus import Shard
 from jobs.deaths import Deaths, refuse_deadly
-from jobs.errors import ConfigurationError, JobError
+from jobs.errors import JobError
 from jobs.footers import BadShard, Columns, Footer, read_footers
 from jobs.run_spec import RunSpec, Work
 from jobs.storage import Location
@@ -40,7 +38,6 @@ from jobs.storage import Location
 _CPU_HELPER_CPUS = 0.1
 _CPU_SPARED_CPUS = 2 * _CPU_HELPER_CPUS
 _THREADS_PER_HELPER = 16
-_MOST_CORES_PER_ENCODER = 8  # its threads share Python's lock
 # Beside an accelerator a reader's tokenizer is what needs cores.
 _GPU_ENCODER_CPUS = 1.0
 _GPU_READER_CPUS = 1.0
@@ -49,79 +46,6 @@ _GPU_WRITER_CPUS = 0.5
 _FRAGMENTS_WAITING = 1
 _POOL_GROWS_AT = 1.25  # fragments sent to an actor for each that it takes at once
 _SHARDS_PER_FOOTER_TASK = 256
-
-
-def connect(address: str | None, num_cpus: int | None) -> None:
-    """Join the cluster of an address or of RAY_ADDRESS (which `ray job submit` sets), else start Ray here.
-
-    Raises:
-        JobError: There is no such cluster, it does not let us in, or Ray cannot start here.
-    """
-    if ray.is_initialized():
-        return
-    local = _is_local(address)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address="local" if local else address,
-            num_cpus=num_cpus if local else None,
-            include_dashboard=False if local else None,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    except SystemExit:  # Ray handles SIGTERM itself and would leave with exit code 15
-        raise KeyboardInterrupt from None
-    except (OSError, ValueError, RuntimeError, RayError) as error:
-        first_line = str(error).partition("\n")[0].rstrip(".:")
-        reason = f"{type(error).__name__}: {first_line}"
-        if local:
-            raise JobError(
-                f"Ray does not start here: {reason}; check that it can write its token below ~/.ray and its files "
-                "below /tmp (or RAY_TMPDIR)"
-            ) from error
-        raise JobError(
-            f"cannot join the Ray cluster {address or os.environ['RAY_ADDRESS']}: {reason}; check --ray-address or "
-            "RAY_ADDRESS (host:port of the head, not its dashboard's), and on a cluster with tokens set "
-            "RAY_AUTH_MODE=token and give its token"
-        ) from error
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def _is_local(address: str | None) -> bool:
-    return address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)
-
-
-def choose_device(compute: ComputeConfig) -> str:
-    """`auto` is CUDA if the cluster has a GPU now.
-
-    Raises:
-        ConfigurationError: This machine lacks the GPUs of an encoder; a cluster may still grow to have them.
-    """
-    num_gpus = ray.cluster_resources().get("GPU", 0)
-    device = compute.device if compute.device != "auto" else "cuda" if num_gpus else "cpu"
-    if device == "cuda" and _is_local(compute.ray_address) and num_gpus < compute.gpus_per_actor:
-        raise ConfigurationError(
-            f"an encoder was to have {compute.gpus_per_actor:g} GPU (compute.device={compute.device}), and this "
-            f"machine has {num_gpus:g}; use compute.device=cpu, or a cluster with GPUs: compute.ray_address"
-        )
-    return device
-
-
-def choose_cores(compute: ComputeConfig) -> int:
-    """Cores of one encoder that computes on CPUs, each of them a thread with batches of its own.
-
-    Raises:
-        ConfigurationError: This machine has fewer than were asked for; a cluster may still grow to have them.
-    """
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    smallest = min((cores for cores in nodes if cores), default=1)
-    wanted = compute.cpus_per_actor
-    if wanted is not None and wanted > smallest and _is_local(compute.ray_address):
-        raise ConfigurationError(
-            f"an encoder was to have {wanted} cores (compute.cpus_per_actor), and Ray has {smallest} here; give fewer"
-        )
-    return wanted or min(smallest, _MOST_CORES_PER_ENCODER)
 
 
 def read_footers_on_cluster(

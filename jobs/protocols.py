@@ -17,8 +17,8 @@ from encoders.errors import EncoderError, TaskError
 from encoders.options import EncoderOptions
 from encoders.protocol import Protocol, resolve_protocol
 from encoders.tasks import STANDARD_TASKS, SYMMETRIC_TASKS, Role, View
+from jobs.encoder_section import EncoderConfig
 from jobs.errors import ConfigurationError
-from jobs.sections import EncoderConfig
 
 
 def resolve(encoder: EncoderConfig) -> Protocol:

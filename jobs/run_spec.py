@@ -13,9 +13,9 @@ from encoders.protocol import Protocol
 from encoders.quantization import QUANTIZED, Ranges
 from encoders.space import Space, digest
 from encoders.tasks import View
+from jobs.encoder_section import Dtype
 from jobs.fragments import Fragment
 from jobs.rows import Reading
-from jobs.sections import Dtype
 from jobs.storage import Location
 
 

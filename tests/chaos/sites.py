@@ -21,8 +21,8 @@ _SLOWLY = tuple(
     for part in ("--set", f"compute.{setting}")
 )
 
-# What no longer belongs goes with the sweep, so that there is something to be killed in; a row in fifty is a reject; and
-# vectors that are carried over were made in other batches, equal but for rounding.
+# What no longer belongs goes with the sweep, so that there is something to be killed in; a row in fifty is
+# a reject; and vectors that are carried over were made in other batches, equal but for rounding.
 _AT_ONCE = tuple(
     part
     for setting in (

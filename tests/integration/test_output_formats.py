@@ -137,7 +137,7 @@ def test_ray_data_opens_the_folder(dataset: Dataset, embed: Embed) -> None:
     assert embed(*dataset.arguments, "--dry-run").exit_code == 0
     import ray
 
-    from jobs.pipeline import connect
+    from jobs.cluster import connect
 
     connect("local", 2)
     rows = (

@@ -35,6 +35,11 @@ def look(*arguments: str) -> Outcome:
     return Outcome(exit_code, stdout.getvalue(), stderr.getvalue(), 0)
 
 
+def arguments_with_rejects(model: Path, corpus: Path, out: Path) -> tuple[str, ...]:
+    """Three rows in a hundred get no vector here."""
+    return (*arguments_for(model, corpus, out), "--set", "output.max_rejected_fraction=0.03")
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards of 20 rows a fragment, and one with rows that get no vector."""
@@ -49,7 +54,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def right(corpus: Path, model: Path, embed: Embed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("right") / "out"
-    assert embed(*arguments_for(model, corpus, out)).summary["rejected"] == 3
+    assert embed(*arguments_with_rejects(model, corpus, out)).summary["rejected"] == 3
     return out
 
 
@@ -135,7 +140,7 @@ def test_a_dataset_that_is_right_has_no_findings(right: Path) -> None:
 def test_datasets_of_every_kind_have_no_findings(
     corpus: Path, model: Path, embed: Embed, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
-    arguments = arguments_for(model, corpus, tmp_path / "out")
+    arguments = arguments_with_rejects(model, corpus, tmp_path / "out")
     outcome = embed(*arguments, *(part for one in settings for part in ("--set", one)))
     assert outcome.exit_code == 0, outcome.stderr
     assert look(str(tmp_path / "out")).summary["findings"] == []
@@ -372,7 +377,7 @@ def test_a_great_many_findings_are_counted_and_the_first_are_told(damaged: Damag
 def test_the_corpus_own_repeated_ids_are_findings(model: Path, embed: Embed, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", ("a.parquet",), 20)
     shutil.copy(corpus / "a.parquet", corpus / "b.parquet")
-    embed(*arguments_for(model, corpus, tmp_path / "out"))
+    embed(*arguments_with_rejects(model, corpus, tmp_path / "out"))
     summary = json.loads(look(str(tmp_path / "out")).stdout)
     assert not summary["ok"]
     assert {finding["found"].partition(":")[0] for finding in summary["findings"][:20]} == {"2 times"}
@@ -382,7 +387,7 @@ def test_the_corpus_own_repeated_ids_are_findings(model: Path, embed: Embed, tmp
 def test_an_earlier_dataset_is_checked_by_its_id(damaged: Damaged, model: Path, embed: Embed) -> None:
     kept = damaged.out / "_manifests"
     corpus = write_corpus(damaged.out.parent / "other", ("a.parquet",), 20)
-    outcome = embed(*arguments_for(model, corpus, damaged.out), "--overwrite")
+    outcome = embed(*arguments_with_rejects(model, corpus, damaged.out), "--overwrite")
     assert outcome.exit_code == 0, outcome.stderr
     assert history([str(damaged.out)]) == 0
     (one,) = (path.stem for path in kept.glob("*.json") if ".config" not in path.name)
