@@ -54,7 +54,7 @@ def _reports(dataset: Path, since: str | None, until: str) -> list[list[Path]] |
     """The files of each commit from one manifest to another; None where that way is not known to the end."""
     reports: list[list[Path]] = []
     while since != until:
-        found = list(dataset.glob(f"{CHANGES}/*/since={since}/report.json")) if since else []
+        found = list(dataset.glob(f"{CHANGES}/*/since={since}/_report.json")) if since else []
         if len(found) != 1 or len(reports) > 1000:
             return None
         changes = Changes.model_validate_json(found[0].read_text())

@@ -3,7 +3,7 @@
     OUT/_changes/<digest of the new manifest>/since=<digest of the old one, or nothing>/
         change=added/task=<task>/role=<role>/part-<bucket>.parquet        id, text_hash, text_hash_before
         change=updated/...   change=deleted/...
-        report.json                                                       counts; written last
+        _report.json                                                      counts; written last
 
 Parts that both manifests hold cancel out. Of the others two columns are read, id and text_hash, and brought together
 by id: up to `SMALL_ROWS` in one process, above in a shuffle on the cluster (`jobs.joins`). A first run has nothing to
@@ -117,7 +117,7 @@ def report_changes(store: Store, holdings: Holdings, after: Manifest, on_cluster
     """
     before = holdings.manifest
     empty = Changes(since=before.digest if before else None, manifest=after.digest, views={})
-    path = f"{empty.folder}/report.json"
+    path = f"{empty.folder}/_report.json"
     if store.exists(path):
         return Changes.model_validate_json(store.read(path))
     old = _parts(before) if before else {}

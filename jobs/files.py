@@ -4,7 +4,7 @@ task=.../part-<digest>.parquet            embeddings
 _rejects/.../rejects-<digest>.parquet     rows without a vector
 _receipts/<digest>.json                   a fragment is complete
 _ranges/<digest>.json                     of int8 vectors
-_carried/<digest>.parquet, .json          vectors of the dataset before, and for which fragments all were found
+_carried/<digest>.parquet, .json, .plan   vectors of the dataset before, and for which fragments all were found
 _changes/<digest>/...                     the ids that a commit changed
 _manifests/<time>-<digest>.json           a manifest that is kept aside, beside its configuration
 .<digits>.tmp                             in any of these folders: what a killed writer leaves on a disk
@@ -29,8 +29,8 @@ _NAMES: dict[str, Kind] = {
     rf"{REJECTS}/(.+/)?rejects-{_DIGEST}\.parquet": "rejects",
     rf"{RECEIPTS}/{_DIGEST}\.json": "receipt",
     rf"{RANGES}/{_DIGEST}\.json": "ranges",
-    rf"{CARRIED}/{_DIGEST}\.(parquet|json)": "carried",
-    rf"{CHANGES}/{_DIGEST}/since=[^/]+/(change=.+/part-[0-9]+\.parquet|report\.json)": "changes",
+    rf"{CARRIED}/{_DIGEST}\.(parquet|json|plan)": "carried",
+    rf"{CHANGES}/{_DIGEST}/since=[^/]+/(change=.+/part-[0-9]+\.parquet|_report\.json)": "changes",
     rf"{MANIFESTS}/{_KEPT_ID}(\.config)?\.json": "manifest",
 }
 _FOLDERS = ("task=", *(f"{folder}/" for folder in (REJECTS, RECEIPTS, RANGES, CARRIED, CHANGES, MANIFESTS)))

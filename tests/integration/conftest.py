@@ -167,8 +167,11 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def read_view(folder: Path, role: str = "document", task: str = "retrieval", key: str = "id") -> pa.Table:
-    """All rows of a view, sorted by the id column `key`."""
-    view = ds.dataset(folder / f"task={task}" / f"role={role}", partitioning="hive")
+    """All rows of a view that the manifest names, sorted by the id column `key`."""
+    receipts = manifest_of(folder)["receipts"]
+    paths = [str(folder / receipt["parts"][f"{task}/{role}"]["path"]) for receipt in receipts]
+    base = folder / f"task={task}" / f"role={role}"
+    view = ds.dataset(paths, partitioning="hive", partition_base_dir=str(base))
     return view.to_table().sort_by(key).combine_chunks()
 
 

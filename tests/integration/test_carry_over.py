@@ -75,7 +75,8 @@ def write(folder: Path, rows: Sequence[Row], num_shards: int) -> Path:
 def arguments(model: Path, corpus: Path, out: Path, *more: str, views: Sequence[str] = VIEWS) -> list[str]:
     return [
         *("--input", str(corpus), "--output", str(out), "--model", str(model), "--fragment-rows", "40"),
-        *("--set", f"output.views=[{', '.join(views)}]", "--max-actors", "1", *more),
+        *("--set", f"output.views=[{', '.join(views)}]", "--max-actors", "1"),
+        *("--set", "output.max_rejected_fraction=0.05", *more),
     ]
 
 
@@ -176,7 +177,7 @@ def test_what_is_kept_and_how_shards_are_cut_costs_no_embedding(
     summary = embed(*cut).summary
     assert (summary["embedded"], summary["tokens"]) == (0, 0)
     assert {"rank"} <= set(read_view(story.out).column_names)
-    without = [*story.arguments, "--set", "output.carry_over=false"]
+    without = [*story.arguments, "--fragment-rows", "60", "--set", "output.carry_over=false"]
     summary = embed(*without).summary
     assert (summary["carried"], summary["embedded"]) == (0, 2 * (summary["rows"] - summary["rejected"]))
 

@@ -52,7 +52,7 @@ def texts_of(num_rows: int = NUM_ROWS) -> list[str]:
 
 def report_of(out: Path) -> Path:
     """What the only commit changed."""
-    (path,) = out.glob("_changes/*/since=nothing/report.json")
+    (path,) = out.glob("_changes/*/since=nothing/_report.json")
     return path
 
 

@@ -219,6 +219,6 @@ def test_a_report_is_written_once_and_those_of_commits_that_never_were_go(tmp_pa
     (tmp_path / parts[0].path).unlink()
     assert report(tmp_path, first, third)[0] == changes  # or it would name a lost part
     sweep(store, third, keep_manifests=1, orphan_grace_hours=24)
-    assert not store.exists(f"{never_was.folder}/report.json")
-    assert store.exists(f"{changes.folder}/report.json")
-    assert store.exists(f"{kept.folder}/report.json")
+    assert not store.exists(f"{never_was.folder}/_report.json")
+    assert store.exists(f"{changes.folder}/_report.json")
+    assert store.exists(f"{kept.folder}/_report.json")
