@@ -6,13 +6,15 @@ A repository in the layout of jina-embeddings-v5-text-small is written with rand
 them), and paragraphs of Python's own documentation are the corpus. The first part alternates between the two encoders
 on the same tokens, and times a switch between adapters. The second runs the job's three stages as one worker does,
 without Ray, in processes of their own: one with four tasks, and four with one. All are CPU seconds of one thread; a
-whole process counts from its start, imports included.
+whole process counts from its start, imports included. The third runs the job itself, one with four views and four with
+one, on a corpus of long texts that it reads from a local S3 server: seconds of the clock without Ray's start.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +30,9 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from moto.server import ThreadedMotoServer
 from peft import LoraConfig, get_peft_model
+from s3fs import S3FileSystem
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
@@ -76,6 +80,7 @@ def main() -> None:
         pq.write_table(pa.table({"id": range(args.rows), "text": texts[: args.rows]}), corpus)
         compare_forward(resolve_protocol(str(model)), texts[: args.rows], args.rounds)
         compare_runs(folder, max(1, args.rounds // 2))
+        compare_jobs(model, texts, args.rows, max(1, args.rounds // 2))
 
 
 def compare_forward(protocol: Protocol, texts: Sequence[str], rounds: int) -> None:
@@ -124,6 +129,56 @@ def compare_runs(folder: str, rounds: int) -> None:
         print(
             f"{what}: four tasks in one run / four runs, median of {rounds}: {statistics.median(found):.3f} x"
         )
+
+
+def compare_jobs(model: Path, texts: Sequence[str], num_rows: int, rounds: int) -> None:
+    """The whole job on texts that are hundreds of times as long as the model takes, from S3."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    aws = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+    }
+    os.environ |= aws | {"AWS_DEFAULT_REGION": "us-east-1"}
+    store = S3FileSystem()
+    store.mkdir("adapters")
+    long_texts = [" ".join(texts[row % 100 : row % 100 + 300]) for row in range(num_rows)]
+    with store.open("adapters/corpus/shard.parquet", "wb") as file:
+        pq.write_table(pa.table({"id": range(num_rows), "text": long_texts}), file)
+
+    def seconds(name: str, *tasks: str) -> float:
+        views = ", ".join(tasks).replace("retrieval", "retrieval/document")
+        places = [
+            "--input",
+            "s3://adapters/corpus",
+            "--output",
+            f"s3://adapters/{name}",
+            "--model",
+            str(model),
+        ]
+        settings = [f"output.views=[{views}]", "encoder.max_seq_length=64"]
+        command = [sys.executable, "-m", "jobs.embed", *places, "--ray-address", "local"]
+        command += [part for setting in settings for part in ("--set", setting)]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+        )
+        summary = json.loads(done.stdout)
+        return float(summary["seconds"] - summary["ray_start_seconds"])
+
+    ratios = []
+    for number in range(rounds):
+        together = seconds(f"{number}-all", *TASKS)
+        apart = [seconds(f"{number}-{task}", task) for task in TASKS]
+        ratios.append(together / sum(apart))
+        told = ", ".join(f"{one:.1f}" for one in apart)
+        print(f"jobs on S3: four tasks {together:.1f} s, one each {told} s, {ratios[-1]:.3f} x", flush=True)
+    characters = sum(map(len, long_texts)) // num_rows
+    print(
+        f"jobs on S3, median of {rounds}: {statistics.median(ratios):.3f} x ({characters:,} characters a text)"
+    )
+    server.stop()
 
 
 def run_stages(folder: Path, tasks: Sequence[str]) -> dict[str, float]:
