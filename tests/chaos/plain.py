@@ -41,13 +41,8 @@ def without_ray(before_writing: Between = lambda: None) -> Iterator[None]:
         for row in encoded:
             yield write(row).to_pylist()[0]
 
-    with patch.multiple(
-        "jobs.pipeline",
-        connect=lambda *_: None,
-        choose_device=lambda _: "cpu",
-        choose_cores=lambda _: 1,
-        embed_fragments=embed_fragments,
-    ):
+    cluster = {"connect": lambda *_: None, "choose_device": lambda _: "cpu", "choose_cores": lambda _: 1}
+    with patch.multiple("jobs.cluster", **cluster), patch("jobs.pipeline.embed_fragments", embed_fragments):
         yield
 
 

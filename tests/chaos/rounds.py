@@ -43,7 +43,7 @@ MOST_FAULTY_ATTEMPTS = 4
 # Where a driver dies; a number of -1 is drawn.
 POINTS = {
     "taking stock": Point("jobs.store:Store.list", when="after"),
-    "Ray is there": Point("jobs.pipeline:connect", when="after"),
+    "Ray is there": Point("jobs.cluster:connect", when="after"),
     "a receipt": Point("jobs.progress:Tally.add", number=-1),
     "all parts, no commit": Point("jobs.embed:build_manifest"),
     "before the manifest": Point("jobs.store:Store.swap", "_manifest.json"),

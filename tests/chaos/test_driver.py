@@ -21,7 +21,7 @@ NUM_ROWS = 250
 # In the order of a run; each run begins with what the one before it left.
 POINTS = {
     "taking stock": Point("jobs.store:Store.list", when="after"),
-    "Ray is there": Point("jobs.pipeline:connect", when="after"),
+    "Ray is there": Point("jobs.cluster:connect", when="after"),
     "first receipt": Point("jobs.progress:Tally.add"),
     "fourth receipt": Point("jobs.progress:Tally.add", number=4, when="after"),
     "all parts, no commit": Point("jobs.embed:build_manifest"),
