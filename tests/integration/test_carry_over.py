@@ -30,6 +30,8 @@ from tests.integration.conftest import (
     vectors_of,
 )
 
+pytestmark = pytest.mark.slow
+
 NUM_ROWS = 200
 WORDS = ["sun", "Größe", "日本", "قلب", "🙂", "deal", "plan", "á", "the", "of", "river", "stone"]
 

@@ -12,6 +12,8 @@ from examples.apply_changes import apply_changes
 from tests.integration.conftest import Embed, manifest_of, read_view, snapshot
 from tests.integration.test_carry_over import arguments, rewritten, rows_of, write
 
+pytestmark = pytest.mark.slow
+
 
 def check_copy(database: Path, out: Path) -> None:
     """The table holds the dataset's ids, vectors and hashes, no more and no less."""

@@ -16,6 +16,8 @@ from jobs.lease import LOCK
 from tests.integration.commands import shard
 from tests.integration.conftest import Embed, Outcome, manifest_of, read_view
 
+pytestmark = pytest.mark.slow
+
 REPLAN = ("--set", "input.on_changed_shard=replan")
 
 

@@ -25,6 +25,8 @@ from tests.integration.conftest import (
     write_corpus,
 )
 
+pytestmark = pytest.mark.slow
+
 NUM_RUNS = 5
 
 

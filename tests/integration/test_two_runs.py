@@ -21,6 +21,8 @@ from tests.integration.conftest import (
     start_embed,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["disk", "s3"])
 def out(request: pytest.FixtureRequest, tmp_path: Path) -> Store:

@@ -24,6 +24,8 @@ from jobs.history import main as history
 from jobs.verify import main as verify
 from tests.integration.conftest import Embed, Outcome, arguments_for, table_of, write_corpus
 
+pytestmark = pytest.mark.slow
+
 QUERY, DOCUMENT = "retrieval/query", "retrieval/document"
 
 
