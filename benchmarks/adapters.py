@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -36,7 +37,7 @@ from s3fs import S3FileSystem
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from encoders.adapters import Adapters
 from encoders.encoder import Encoder
@@ -67,8 +68,8 @@ def main() -> None:
     parser.add_argument("--stages", nargs=2, metavar=("FOLDER", "TASKS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     if args.stages:
         print(json.dumps(run_stages(Path(args.stages[0]), args.stages[1].split(","))))
         return
@@ -133,6 +134,7 @@ def compare_runs(folder: str, rounds: int) -> None:
 
 def compare_jobs(model: Path, texts: Sequence[str], num_rows: int, rounds: int) -> None:
     """The whole job on texts that are hundreds of times as long as the model takes, from S3."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

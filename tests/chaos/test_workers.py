@@ -15,7 +15,7 @@ from tests.integration.clusters import Cluster
 from tests.integration.commands import finish
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_readers_encoders_and_writers_killed_three_times_each_change_nothing(
     cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
