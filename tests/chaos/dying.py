@@ -11,11 +11,14 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import asdict, dataclass
 from functools import wraps
 from typing import Any
 
 from jobs.embed import main
+
+SENT_AT = "signal sent at "
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Point:
                 store, paths = args
                 assert len(paths) > 1
                 original(store, paths[: len(paths) // 2])
+            sys.stderr.write(f"{SENT_AT}{time.time()}\n")
+            sys.stderr.flush()
             os.kill(os.getpid(), signal.Signals[self.signal])
             return original(*args, **kwargs)
 

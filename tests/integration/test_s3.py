@@ -244,7 +244,8 @@ def test_a_replaced_object_is_embedded_alone(second: Run, third: Run) -> None:
     assert third.finished.summary["embedded"] == 19
     assert third.finished.summary["existing"] == NUM_ROWS - NUM_REJECTS - 19
     before, after = (
-        {path: entry for path, entry in run.listing.items() if "/task=" in path} for run in (second, third)
+        {path: entry for path, entry in run.listing.items() if "/vectors/task=" in path}
+        for run in (second, third)
     )
     gone, new = before.keys() - after.keys(), after.keys() - before.keys()
     assert (len(before), len(gone), len(new)) == (6, 1, 1)
