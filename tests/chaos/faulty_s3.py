@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from urllib.parse import urlsplit
 
 STALL_SECONDS = 2.0
@@ -40,6 +41,8 @@ class FaultyS3(ThreadingHTTPServer):
         self.num_requests = 0
         self.upstream = urlsplit(upstream).netloc
         self._draw = random.Random(seed)
+        self._faults = cycle(self._draw.sample(FAULTS, len(FAULTS)))
+        self._kinds: set[str] = set()
         self._lock = threading.Lock()
 
     @property
@@ -48,12 +51,14 @@ class FaultyS3(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def fault(self, kind: str) -> str | None:
-        """What becomes of the next request."""
+        """What becomes of the next request; the first of its kind always fails, and every fault has its turn."""
         with self._lock:
             self.num_requests += 1
-            if self._draw.random() >= self.share:
+            is_first = kind not in self._kinds
+            self._kinds.add(kind)
+            if self._draw.random() >= self.share and not (is_first and self.share):
                 return None
-            fault = self._draw.choice(FAULTS)
+            fault = next(self._faults)
             self.injected[kind, fault] += 1
             return fault
 
