@@ -1,11 +1,12 @@
-"""The whole job against sentence-transformers' `encode`, on the same texts, model and cores.
+"""The whole job against other ways to embed the same shards, with the same model and cores.
 
     python benchmarks/job.py docs.parquet --model "$(python examples/minilm.py)" --rows 8000 --rounds 3
+    python benchmarks/job.py docs.parquet --model MODEL --rows 20000 --shards 40 --against encoder ray daft processes
 
-Rounds alternate between the two, so that a machine whose speed drifts drifts under both; what counts is the ratio.
+Rounds take the ways in turn, so that a machine whose speed drifts drifts under all; what counts is the ratio.
 The job's time is that of the whole command but for Ray's start: planning, loading a model in every encoder, reading,
-tokenizing, encoding, writing, committing. Of sentence-transformers only `encode` is timed, with its defaults, not
-the loading; each side runs in a process of its own.
+tokenizing, encoding, writing, committing. What the times of the others hold stands in `benchmarks/rivals.py`; each
+runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+WAYS = ("encode", "processes", "ray", "daft", "encoder")
 
 
 def main() -> None:
@@ -32,36 +35,34 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8000, help="how many of the first rows (default 8000)")
     parser.add_argument("--shards", type=int, default=4, help="files that they are split into (default 4)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--encode-only", metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        choices=WAYS,
+        default=["encode"],
+        help="the ways of benchmarks/rivals.py (default: encode)",
+    )
     args = parser.parse_args()
-    if args.encode_only:
-        print(json.dumps(time_sentence_transformers(args.encode_only, args.model)))
-        return
     cores = len(os.sched_getaffinity(0))
+    seconds: dict[str, list[float]] = {way: [] for way in ("job", *args.against)}
     with tempfile.TemporaryDirectory() as folder:
         table = pq.read_table(args.corpus, columns=["id", "text"]).slice(0, args.rows)
-        whole = Path(folder, "whole.parquet")
-        pq.write_table(table, whole)
         shards = write_shards(table, Path(folder, "corpus"), args.shards)
-        rounds = []
         for number in range(args.rounds):
-            theirs = run_json(
-                sys.executable, __file__, str(whole), "--model", args.model, "--encode-only", str(whole)
-            )
-            ours = run_job(shards, Path(folder, f"output-{number}"), args.model, cores)
-            rounds.append((ours["tokens"] / theirs, ours["tokens_per_second"]))
-            print(
-                f"round {number + 1}: sentence-transformers {rounds[-1][0]:,.0f} tokens/s, job {rounds[-1][1]:,.0f} "
-                f"({rounds[-1][1] / rounds[-1][0]:.2f} x; Ray's start of {ours['ray_start_seconds']:.1f} s left out)",
-                flush=True,
-            )
-    ratios = [job / encode for encode, job in rounds]
-    medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
-    print(
-        f"{table.num_rows:,} rows, {ours['tokens']:,} tokens, {cores} cores, medians of {args.rounds}: "
-        f"sentence-transformers {medians[0]:,.0f} tokens/s, job {medians[1]:,.0f} tokens/s, "
-        f"{statistics.median(ratios):.2f} x (from {min(ratios):.2f} to {max(ratios):.2f})"
-    )
+            for way in args.against:
+                output = Path(folder, f"{way}-{number}")
+                seconds[way].append(run_rival(way, shards, output, args.model, cores))
+            summary = run_job(shards, Path(folder, f"job-{number}"), args.model, cores)
+            seconds["job"].append(summary["seconds"] - summary["ray_start_seconds"])
+            found = ", ".join(f"{way} {summary['tokens'] / times[-1]:,.0f}" for way, times in seconds.items())
+            print(f"round {number + 1}, tokens/s: {found}", flush=True)
+    tokens = summary["tokens"]
+    print(f"{table.num_rows:,} rows, {tokens:,} tokens, {args.shards} shards, {cores} cores, medians:")
+    print("| way | tokens/s | the job's to it |\n|---|---|---|")
+    for way, times in seconds.items():
+        ratios = [theirs / ours for theirs, ours in zip(times, seconds["job"], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {way} | {tokens / statistics.median(times):,.0f} | {'' if way == 'job' else spread} |")
 
 
 def write_shards(table: pa.Table, folder: Path, num_shards: int) -> Path:
@@ -73,43 +74,28 @@ def write_shards(table: pa.Table, folder: Path, num_shards: int) -> Path:
     return folder
 
 
-def run_job(corpus: Path, output: Path, model: str, cores: int) -> dict[str, float]:
+def run_rival(way: str, corpus: Path, output: Path, model: str, cores: int) -> float:
+    """Seconds of one run of another way."""
+    script = str(Path(__file__).with_name("rivals.py"))
+    options = ("--model", model, "--cores", str(cores), "--output", str(output))
+    return float(run_json(sys.executable, script, way, str(corpus), *options))
+
+
+def run_job(corpus: Path, output: Path, model: str, cores: int) -> dict[str, Any]:
     """The summary of one run of the job."""
-    summary: dict[str, float] = run_json(
-        *(
-            sys.executable,
-            "-m",
-            "jobs.embed",
-            "--input",
-            str(corpus),
-            "--output",
-            str(output),
-            "--model",
-            model,
-        ),
-        *("--task", "retrieval", "--role", "document", "--dtype", "float32"),
-        *("--ray-address", "local", "--num-cpus", str(cores)),
-    )
+    places = ("--input", str(corpus), "--output", str(output), "--model", model)
+    view = ("--task", "retrieval", "--role", "document", "--dtype", "float32")
+    here = ("--ray-address", "local", "--num-cpus", str(cores))
+    summary: dict[str, Any] = run_json(sys.executable, "-m", "jobs.embed", *places, *view, *here)
     return summary
 
 
-def run_json(*command: str) -> dict[str, float] | float:
+def run_json(*command: str) -> Any:
     """What a command prints in its last line; its complaints are shown if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def time_sentence_transformers(file: str, model: str) -> float:
-    """Seconds that `encode` takes with its defaults."""
-    from sentence_transformers import SentenceTransformer
-
-    texts = pq.read_table(file, columns=["text"])["text"].to_pylist()
-    encoder = SentenceTransformer(model, device="cpu")
-    started = time.perf_counter()
-    encoder.encode(texts)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

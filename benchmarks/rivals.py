@@ -1,0 +1,123 @@
+"""Ways that corpora are embedded today, each as its documentation shows it: what `benchmarks/job.py` compares with.
+
+    python benchmarks/rivals.py ray CORPUS --model MODEL --cores 2 --output FOLDER
+
+Every way reads the same Parquet shards, takes the same cores and writes Parquet, but for `encoder` and `encode`, which
+write nothing. Prints the seconds from the first read to the last vector written, with loading the model wherever the
+job's time has that too (`ray`, `daft`, `processes`); Ray's start is left out, as it is of the job's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def main() -> None:
+    """Run one way and print its seconds."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("corpus", type=Path, help="a folder of Parquet files with the columns id and text")
+    parser.add_argument("--model", required=True, help="a folder in the sentence-transformers format")
+    parser.add_argument("--cores", type=int, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    print(WAYS[args.way](args.corpus, args.model, args.cores, args.output))
+
+
+def encode(corpus: Path, model: str, _cores: int, _output: Path) -> float:
+    """sentence-transformers' `encode` with its defaults, all texts in one call; loading is not counted."""
+    from sentence_transformers import SentenceTransformer
+
+    texts = pq.read_table(corpus, columns=["text"])["text"].to_pylist()
+    encoder = SentenceTransformer(model, device="cpu")
+    started = time.perf_counter()
+    encoder.encode(texts)
+    return time.perf_counter() - started
+
+
+def processes(corpus: Path, model: str, cores: int, output: Path) -> float:
+    """sentence-transformers' own pool, a process of one thread a core."""
+    from sentence_transformers import SentenceTransformer
+
+    started = time.perf_counter()
+    table = pq.read_table(corpus)
+    encoder = SentenceTransformer(model, device="cpu")
+    pool = encoder.start_multi_process_pool(["cpu"] * cores)
+    vectors = encoder.encode(table["text"].to_pylist(), pool=pool)
+    encoder.stop_multi_process_pool(pool)
+    output.mkdir()
+    pq.write_table(table.append_column("embedding", as_lists(np.asarray(vectors))), output / "all.parquet")
+    return time.perf_counter() - started
+
+
+def ray(corpus: Path, model: str, cores: int, output: Path) -> float:
+    """Ray Data's recipe: `read_parquet`, an actor a core with a model, `write_parquet`."""
+    import ray
+    from sentence_transformers import SentenceTransformer
+
+    class Embed:
+        def __init__(self) -> None:
+            self.model = SentenceTransformer(model, device="cpu")
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            batch["embedding"] = self.model.encode(list(batch["text"]))
+            return batch
+
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    started = time.perf_counter()
+    # A whole core for each actor would leave none to those that read and write, and the run would never end.
+    dataset = ray.data.read_parquet(str(corpus)).map_batches(Embed, concurrency=cores, num_cpus=0.8)
+    dataset.write_parquet(str(output))
+    return time.perf_counter() - started
+
+
+def daft(corpus: Path, model: str, _cores: int, output: Path) -> float:
+    """Daft's `embed_text` on its native runner."""
+    import daft
+    from daft.functions import embed_text
+
+    started = time.perf_counter()
+    frame = daft.read_parquet(f"{corpus}/*.parquet")
+    embedded = embed_text(frame["text"], provider="transformers", model=model)
+    frame.with_column("embedding", embedded).write_parquet(str(output))
+    return time.perf_counter() - started
+
+
+def encoder(corpus: Path, model: str, cores: int, _output: Path) -> float:
+    """The job's own encoder without the job: all texts tokenized and encoded in one call; loading is not counted."""
+    from encoders.allocator import keep_freed_memory
+    from encoders.encoder import Encoder
+    from encoders.protocol import resolve_protocol
+    from encoders.tokenizer import Tokenizer
+
+    keep_freed_memory()
+    protocol = resolve_protocol(model)
+    texts = pq.read_table(corpus, columns=["text"])["text"].to_pylist()
+    tokenizer = Tokenizer(protocol)
+    loaded = Encoder.load(protocol, device="cpu", dtype="float32", num_threads=cores)
+    started = time.perf_counter()
+    loaded.encode(tokenizer.prepare(texts))
+    return time.perf_counter() - started
+
+
+def as_lists(vectors: np.ndarray) -> pa.Array:
+    """Fixed-size lists from vectors `[num_texts, dim]`."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+WAYS: dict[str, Callable[[Path, str, int, Path], float]] = {
+    way.__name__: way for way in (encode, processes, ray, daft, encoder)
+}
+
+if __name__ == "__main__":
+    main()
