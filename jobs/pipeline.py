@@ -1,8 +1,8 @@
 """Fragments through Ray Data: read and tokenize -> encode -> write, each a pool of actors.
 
-One Ray row is one fragment, in a block of its own, and every operator takes one at a time. Ray may retry any of
-them, on any machine: what is written is created once, so a retry changes nothing. Dataset operations that bring rows
-of many files together stand in `jobs.joins`, all others here.
+One Ray row is one fragment, and every operator takes one at a time. A block holds one, or several small ones
+(`jobs.blocks`). Ray may retry any of them, on any machine: what is written is created once, so a retry changes nothing.
+Dataset operations that bring rows of many files together stand in `jobs.joins`, all others here.
 
 Readers and writers are actors too, since Ray ends a task's process when it has been idle for a second, and the
 next task would import and set up everything anew. On machines without accelerators an encoder takes up to eight
@@ -26,6 +26,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from encoders.errors import TaskvecError
+from jobs.blocks import blocks_of
 from jobs.config import ComputeConfig
 from jobs.corpus import Shard
 from jobs.deaths import Deaths, refuse_deadly
@@ -97,10 +98,9 @@ def stream(
     configure(compute.no_progress_timeout_seconds)
     deaths = f"deaths-{uuid4().hex}"
     shipped = pickle.dumps(replace(run, deaths=deaths))
-    dataset = ray.data.from_items(
-        [{"work": piece.to_json()} for piece in work], override_num_blocks=len(work)
-    )
-    for stage in _stages(compute, run.num_threads, actors, num_fragments=len(work)):
+    blocks = [pa.table({"work": [piece.to_json() for piece in block]}) for block in blocks_of(work)]
+    dataset = ray.data.from_arrow(blocks)
+    for stage in _stages(compute, run.num_threads, actors, num_blocks=len(blocks)):
         dataset = dataset.map_batches(
             stage.actor,
             fn_constructor_args=[shipped, *stage.arguments],
@@ -130,13 +130,13 @@ class _Stage(NamedTuple):
 
 
 def _stages(
-    compute: ComputeConfig, num_threads: int | None, actors: tuple[type, type, type], *, num_fragments: int
+    compute: ComputeConfig, num_threads: int | None, actors: tuple[type, type, type], *, num_blocks: int
 ) -> list[_Stage]:
     """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or few beside encoders on the CPU."""
 
     def pool(least: int, most: int | None, first: int, at_once: int = 1) -> ActorPoolStrategy:
-        """Never more actors than fragments; between least and most it is Ray that decides."""
-        most = min(most or num_fragments, num_fragments)
+        """Never more actors than blocks; between least and most it is Ray that decides."""
+        most = min(most or num_blocks, num_blocks)
         return ActorPoolStrategy(
             min_size=min(least, most),
             max_size=most,

@@ -72,5 +72,7 @@ class Point:
 
 
 if __name__ == "__main__":
+    # A shell has it ignored by what it starts in the background, and what that starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Point(**json.loads(sys.argv[1])).arm()
     sys.exit(main(sys.argv[2:]))
