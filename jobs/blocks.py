@@ -1,7 +1,7 @@
 """Small fragments taken in hand together: what Ray does for a block takes longer than a tiny fragment itself.
 
-Of 1,500 shards of one row each, a fragment a block took more than 50 ms each; together, 46 ms on a busy machine, of
-which nearly all are the encoder's own (benchmarks/LOG.md). A fragment stays what it is and has its own receipt; a block that is
+Of 1,500 shards of one row each, a fragment a block took more than 50 ms each; together, 46 ms on a busy machine, nearly
+all of it the encoder's own (benchmarks/LOG.md). A fragment stays what it is and has its own receipt; a block that is
 tried again finds the parts that its first try made.
 """
 
