@@ -23,7 +23,7 @@ test: $(INSTALLED)
 	@$(BIN)/python -m pytest --quiet -m "not gpu and not chaos" --durations=10
 
 chaos: $(INSTALLED)
-	@$(BIN)/python -m pytest --quiet -m chaos tests/chaos
+	@$(BIN)/python -m pytest --quiet -m chaos
 	@$(BIN)/python -m tests.chaos.rounds --rounds 50 --seed $${SEED:-1}
 
 check: $(INSTALLED)

@@ -1,9 +1,14 @@
-"""A real S3 server on 127.0.0.1 for the tests that mean S3."""
+"""No test reaches for the Hub; those that mean S3 have a real server on 127.0.0.1."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from uuid import uuid4
+
+# Before any test imports a Hugging Face package, which reads them once; commands that tests start inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 from moto.server import ThreadedMotoServer

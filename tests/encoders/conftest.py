@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# Before any Hugging Face import: nothing here may reach for the Hub, and no bar per loaded file.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
 import pytest
 import torch
 from hypothesis import settings

@@ -230,7 +230,7 @@ def test_a_damaged_part_stops_the_run_and_a_lost_one_is_embedded(
     check_like_rebuild(story, embed)
 
 
-@pytest.mark.parametrize("moment", [CARRIED, "_receipts"])
+@pytest.mark.parametrize("moment", [CARRIED, pytest.param("_receipts", marks=pytest.mark.chaos)])
 def test_killed_while_carrying_is_as_if_it_had_not_been(
     model: Path, tmp_path: Path, embed: Embed, moment: str
 ) -> None:
