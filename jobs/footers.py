@@ -12,7 +12,7 @@ not looked at.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ import pyarrow.types as pt
 
 from jobs.corpus import Shard
 from jobs.errors import CorpusError
+from jobs.parquet import extensions, listed, open_parquet, quoted, reason_of, shortened
 from jobs.storage import Location, Store, open_store
 
 _ID_TYPES = "an integer, a string or binary (also as a dictionary)"
@@ -87,12 +88,11 @@ def read_footer(store: Store, shard: Shard, wanted: Columns) -> Footer | BadShar
         return BadShard(shard.path, "the file is empty (0 bytes, or a link to nothing)")
     with store.open(shard.path, shard.version) as file:
         try:
-            # the default of this option differs between releases; True also tells UUID and JSON columns apart
-            parquet = pq.ParquetFile(file, arrow_extensions_enabled=True)
+            parquet = open_parquet(file)
             metadata, schema = parquet.metadata, parquet.schema_arrow
         # a corrupt footer is OSError (Thrift), ArrowException or a bad string; a failed read is StorageError
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            return BadShard(shard.path, f"not a readable Parquet file: {' '.join(str(error).split())}")
+            return BadShard(shard.path, f"not a readable Parquet file: {reason_of(error)}")
         _check_columns(shard, schema, wanted, num_rows=metadata.num_rows)
         return _footer(shard, metadata, schema, wanted)
 
@@ -134,9 +134,9 @@ def check_same_columns(footers: Iterable[Footer], wanted: Columns) -> None:
             (path, types[name]) for path, types in found if types[name] not in {usual, _NULL}
         )
         raise CorpusError(
-            f"type drift in column {name!r}: it is {usual} in {counts[usual]} shards ({usual_path!r}) but"
-            f" {other} in {other_path!r}; rewrite the shards that differ with one type, or leave the column"
-            " out of keep_columns"
+            f"type drift in column {quoted(name)}: it is {shortened(usual, 200)} in {counts[usual]} shards"
+            f" ({usual_path!r}) but {shortened(other, 200)} in {other_path!r}; rewrite the shards that differ"
+            " with one type, or leave the column out of keep_columns"
         )
 
 
@@ -175,17 +175,17 @@ def _check_columns(shard: Shard, schema: pa.Schema, wanted: Columns, *, num_rows
     missing = [name for name in wanted.names if name not in schema.names]
     if missing:
         raise CorpusError(
-            f"shard {shard.path!r} lacks the columns {', '.join(map(repr, missing))}; it has"
-            f" {', '.join(map(repr, schema.names)) or 'none'}. Name columns that every shard has"
+            f"shard {shard.path!r} lacks the columns {listed(missing)}; it has"
+            f" {listed(schema.names) or 'none'}. Name columns that every shard has"
         )
     for name in wanted.names:
         if schema.names.count(name) > 1:
             raise CorpusError(
-                f"shard {shard.path!r} has {name!r} more than once; rename or remove one of them"
+                f"shard {shard.path!r} has {quoted(name)} more than once; rename or remove one of them"
             )
-        for path, extension in _extensions(schema.field(name), name):
+        for path, extension in extensions(schema.field(name)):
             raise CorpusError(
-                f"shard {shard.path!r}: column {path!r} has the Arrow extension type {extension!r};"
+                f"shard {shard.path!r}: column {quoted(path)} has the Arrow extension type {quoted(extension)};"
                 " extension types may run code when they are read and are refused. Rewrite the column with"
                 " its plain storage type, or leave it out"
             )
@@ -199,27 +199,11 @@ def _check_columns(shard: Shard, schema: pa.Schema, wanted: Columns, *, num_rows
 
 
 def _wrong_type(shard: Shard, role: str, name: str, given: pa.DataType, allowed: str) -> str:
+    kind = shortened(str(given), 200)
     return (
-        f"shard {shard.path!r}: the {role} column {name!r} has type {given}; allowed is {allowed}. Cast it,"
+        f"shard {shard.path!r}: the {role} column {quoted(name)} has type {kind}; allowed is {allowed}. Cast it,"
         " or name another column"
     )
-
-
-def _extensions(field: pa.Field, path: str) -> Iterator[tuple[str, str]]:
-    """(path, name) of every extension type in a field, whether its type is registered here or not."""
-    if isinstance(field.type, pa.BaseExtensionType):
-        yield path, field.type.extension_name
-    elif field.metadata and b"ARROW:extension:name" in field.metadata:
-        yield path, field.metadata[b"ARROW:extension:name"].decode(errors="replace")
-    else:
-        for child in _children(field.type):
-            yield from _extensions(child, f"{path}.{child.name}")
-
-
-def _children(kind: pa.DataType) -> list[pa.Field]:
-    if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
-        return [pa.field("values", kind.value_type)]
-    return [kind.field(index) for index in range(kind.num_fields)]
 
 
 def _leaves(schema: pa.Schema, wanted: Columns) -> list[int]:

@@ -10,14 +10,14 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import CorpusError
+from jobs.errors import CorpusError, OutputError
 from jobs.footers import Columns
 from jobs.fragments import Fragment
+from jobs.parquet import open_parquet, read_plain_schema, reason_of
 from jobs.records import LongTextRecord, ReadingRecord
 from jobs.storage import Store
 
@@ -77,8 +77,18 @@ class Reading:
 
 
 def carried_types(record: ReadingRecord) -> pa.Schema:
-    """The id and kept columns with the types that every part has."""
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(record.carried_schema)))
+    """The id and kept columns with the types that every part has.
+
+    Raises:
+        OutputError: The manifest holds no such schema.
+    """
+    try:
+        return read_plain_schema(base64.b64decode(record.carried_schema, validate=True))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise OutputError(
+            f"the manifest says of its columns what cannot be read (carried_schema: {reason_of(error)}); "
+            "bring it back from a copy, or use another output"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -170,12 +180,12 @@ def _read_table(store: Store, fragment: Fragment, names: Sequence[str]) -> pa.Ta
     groups = range(fragment.first_row_group, fragment.first_row_group + fragment.num_row_groups)
     path = fragment.shard.path
     try:
-        with store.open(path, fragment.shard.version) as file, _parquet(file) as parquet:
+        with store.open(path, fragment.shard.version) as file, open_parquet(file) as parquet:
             batches = list(parquet.iter_batches(_BATCH_ROWS, row_groups=list(groups), columns=list(names)))
             table = pa.Table.from_batches(batches, None if batches else _projected(parquet, names))
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(
-            f"shard {path!r} cannot be read: {' '.join(str(error).split())}; write it anew, or go on without its "
+            f"shard {path!r} cannot be read: {reason_of(error)}; write it anew, or go on without its "
             "rows: input.on_bad_shard=skip"
         ) from error
     if table.num_rows != fragment.num_rows:
@@ -185,11 +195,6 @@ def _read_table(store: Store, fragment: Fragment, names: Sequence[str]) -> pa.Ta
             "input.on_bad_shard=skip"
         )
     return table.select(list(names))
-
-
-def _parquet(file: BinaryIO) -> pq.ParquetFile:
-    # Extension types were refused by the footer; this keeps logical ones (UUID, JSON) apart in the same way.
-    return pq.ParquetFile(file, pre_buffer=True, arrow_extensions_enabled=True)
 
 
 def _projected(parquet: pq.ParquetFile, names: Sequence[str]) -> pa.Schema:

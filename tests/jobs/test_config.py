@@ -460,6 +460,19 @@ def test_what_is_no_yaml_is_one_configuration_error(tmp_path: Path, text: str) -
         load_config(write(tmp_path, text), REQUIRED)
 
 
+@pytest.mark.parametrize("tag", ["object/apply", "object/new"])
+def test_yaml_runs_no_code(tmp_path: Path, tag: str) -> None:
+    marker = tmp_path / "marker"
+    text = f"input:\n  uri: !!python/{tag}:os.system ['mkdir {marker}']\n"
+    yaml.unsafe_load(text)
+    marker.rmdir()
+    with pytest.raises(ConfigurationError, match=rf"job\.yaml, line 2, .*python/{tag}:os\.system"):
+        load_config(write(tmp_path, text), REQUIRED)
+    with pytest.raises(ConfigurationError, match=r"--set, line 1, .*os\.system"):
+        parse_yaml(text.partition("uri: ")[2], "--set")
+    assert not marker.exists()
+
+
 def test_a_file_that_is_missing_or_no_text_or_no_mapping_is_one_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot read .*nothing\.yaml.* \(No such file"):
         load_config(str(tmp_path / "nothing.yaml"), REQUIRED)
