@@ -216,7 +216,8 @@ class Steps:
     def _new_keys(self, number: int) -> pa.Table:
         """Hashes of a fragment's texts, each once."""
         try:
-            texts = read_rows(self._corpus, self._plan.work[number].fragment, self._reading).texts
+            fragment = self._plan.work[number].fragment
+            texts = read_rows(self._corpus, fragment, self._reading, self._run.max_fragment_bytes).texts
         except CorpusError:
             if not self._run.skip_bad_shards:
                 raise

@@ -34,6 +34,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "input.text_joiner": st.text(),
     "input.keep_columns": st.lists(st.sampled_from(["a", "b", "text2"]), unique=True),
     "input.fragment_rows": st.integers(min_value=1),
+    "input.max_fragment_bytes": st.integers(min_value=1),
     "input.on_bad_shard": st.sampled_from(["fail", "skip"]),
     "input.on_changed_shard": st.sampled_from(["fail", "replan"]),
     "input.endpoint_url": st.none(),
