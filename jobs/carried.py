@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.cargo import as_lists, as_vectors
 from jobs.errors import OutputError
+from jobs.parquet import open_plain, reason_of
 from jobs.run_spec import Work
 from jobs.storage import Store
 
@@ -85,9 +85,9 @@ def _of_view(table: pa.Table, view: str) -> pa.Table:
 def _read(store: Store, path: str, columns: list[str] | None = None) -> pa.Table:
     try:
         with store.open(path) as file:
-            return pq.ParquetFile(file).read(columns)
+            return open_plain(file).read(columns)
     except (pa.ArrowException, OSError) as error:
         raise OutputError(
-            f"{store.location.uri}/{path} cannot be read: {' '.join(str(error).split())}; it holds vectors to be "
+            f"{store.location.uri}/{path} cannot be read: {reason_of(error)}; it holds vectors to be "
             "carried over; remove it and run again"
         ) from error

@@ -35,6 +35,7 @@ from jobs.cargo import as_vectors, grouped
 from jobs.errors import CorpusError, OutputError
 from jobs.footers import Columns
 from jobs.holdings import Holdings
+from jobs.parquet import open_plain, reason_of
 from jobs.plan import Plan
 from jobs.records import CARRIED, PartRecord
 from jobs.rows import Reading, read_rows, text_hashes
@@ -215,7 +216,8 @@ class Steps:
     def _new_keys(self, number: int) -> pa.Table:
         """Hashes of a fragment's texts, each once."""
         try:
-            texts = read_rows(self._corpus, self._plan.work[number].fragment, self._reading).texts
+            fragment = self._plan.work[number].fragment
+            texts = read_rows(self._corpus, fragment, self._reading, self._run.max_fragment_bytes).texts
         except CorpusError:
             if not self._run.skip_bad_shards:
                 raise
@@ -227,9 +229,9 @@ class Steps:
         part = self._plan.parts[number]
         try:
             with self._output.open(part.record.path) as file:
-                hashes = pq.read_table(file, columns=["text_hash"], partitioning=None)["text_hash"]
+                hashes = open_plain(file).read(["text_hash"])["text_hash"]
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(part, str(error)) from error
+            raise self._damaged(part, reason_of(error)) from error
         if len(hashes) != part.record.num_rows:
             raise self._damaged(part, f"it has {len(hashes)} rows, not {part.record.num_rows}")
         return _keys(hashes.combine_chunks(), part=number, view=self._views.index(part.view))
@@ -246,7 +248,7 @@ class Steps:
             raise self._damaged(part, str(error)) from error
         if hashlib.sha256(content).hexdigest() != part.record.sha256:
             raise self._damaged(part, "its checksum is not the one that the manifest has")
-        table = pq.read_table(io.BytesIO(content), partitioning=None)
+        table = open_plain(io.BytesIO(content)).read()
         vectors = as_vectors(table["embedding"])
         width = vectors.shape[1] * vectors.itemsize
         table = pa.table(

@@ -31,6 +31,7 @@ from pydantic import BaseModel, TypeAdapter
 from jobs.cargo import grouped
 from jobs.errors import OutputError
 from jobs.holdings import Holdings
+from jobs.parquet import open_plain, reason_of
 from jobs.records import CHANGES, Manifest, PartRecord
 from jobs.storage import Location, Store, open_store
 
@@ -207,12 +208,12 @@ class CompareSteps:
         part = self._comparison.parts[number]
         try:
             with self._store.open(part.record.path) as file:
-                parquet = pq.ParquetFile(file)
+                parquet = open_plain(file)
                 names = parquet.schema_arrow.names
                 table = parquet.read([names[0], "text_hash"])  # the id comes first, whatever its name was
         except (pa.ArrowException, OSError) as error:
             raise OutputError(
-                f"{self._store.location.uri}/{part.record.path} cannot be read: {' '.join(str(error).split())}; the "
+                f"{self._store.location.uri}/{part.record.path} cannot be read: {reason_of(error)}; the "
                 "ids that change are listed from it. Bring it back, or remove it and run again"
             ) from error
         ids = table.column(0)

@@ -7,6 +7,7 @@ all the same, where a writer was at fault or a manifest was edited with care.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs.findings import Finding, compare, finding
+from jobs.parquet import open_plain
 from jobs.parts import METADATA_PREFIX
 from jobs.records import FileRecord, PartRecord, Receipt, ViewRecord
 from jobs.rows import Reading
@@ -43,7 +44,7 @@ def check_bytes(record: FileRecord, content: bytes) -> list[Finding]:
 def check_rejects(record: FileRecord, receipt: Receipt, reading: Reading, content: bytes) -> list[Finding]:
     """The rows of a rejects file against its receipt."""
     try:
-        table = pq.read_table(pa.BufferReader(content), partitioning=None)
+        table = open_plain(io.BytesIO(content)).read()
     except (pa.ArrowException, OSError) as error:
         return [finding(record.path, "content", error, "a Parquet file")]
     wrong = _check_schema(record.path, table.schema, reading.rejects_schema())
@@ -68,7 +69,7 @@ def check_part(
     """Footer, schema, labels and values of a part; `remember` gets its ids batch by batch."""
     path = record.path
     try:
-        with pq.ParquetFile(pa.BufferReader(content)) as file:
+        with open_plain(io.BytesIO(content)) as file:
             wrong = [
                 *_check_schema(path, file.schema_arrow, part_schema(view, reading)),
                 *_check_labels(path, file.metadata.metadata or {}, view),

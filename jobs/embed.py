@@ -137,17 +137,18 @@ def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str,
 def _read_footers(job: Job) -> tuple[list[Footer | BadShard], float]:
     """Footers of the shards that no committed dataset knows; and how long Ray took to start, where it was needed."""
     location, columns = job.corpus.location, job.config.input.columns()
+    most = job.config.input.max_fragment_bytes
     shards = unknown_shards(job.corpus, job.holdings.manifest, columns, job.config.input.fragment_rows)
     try:
-        read_footers(location, shards[:1], columns)
+        read_footers(location, shards[:1], columns, most)
     except CorpusError as error:  # the very first shard: rather a wrong name than a wrong corpus
         raise ConfigurationError(str(error)) from error
     if len(shards) <= _FOOTERS_ON_DRIVER:
-        return read_footers(location, shards, columns), 0.0
+        return read_footers(location, shards, columns, most), 0.0
     from jobs.pipeline import read_footers_on_cluster
 
     seconds = _connect(job.config)
-    return read_footers_on_cluster(location, shards, columns), seconds
+    return read_footers_on_cluster(location, shards, columns, most), seconds
 
 
 def _lay_out(job: Job, footers: Sequence[Footer | BadShard]) -> tuple[Layout, Reading]:
@@ -288,6 +289,7 @@ def _run_spec(job: Job, reading: Reading) -> RunSpec:
         output=job.store.location,
         compression_level=job.config.output.compression_level,
         row_group_rows=job.config.output.row_group_rows,
+        max_fragment_bytes=job.config.input.max_fragment_bytes,
     )
 
 

@@ -29,7 +29,7 @@ class Finding:
 
 def finding(file: str, what: str, found: object, expected: object) -> Finding:
     """A finding from values of any kind; long ones are cut."""
-    return Finding(file, what, str(found)[:_LONGEST], str(expected)[:_LONGEST])
+    return Finding(file, what[:_LONGEST], str(found)[:_LONGEST], str(expected)[:_LONGEST])
 
 
 def compare(file: str, what: str, found: object, expected: object) -> list[Finding]:

@@ -12,7 +12,7 @@ not looked at.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,11 +22,15 @@ import pyarrow.types as pt
 
 from jobs.corpus import Shard
 from jobs.errors import CorpusError
+from jobs.parquet import extensions, listed, open_parquet, quoted, reason_of, shortened
 from jobs.storage import Location, Store, open_store
 
 _ID_TYPES = "an integer, a string or binary (also as a dictionary)"
 _TEXT_TYPES = "a string, binary or null (also as a dictionary)"
 _NULL = "null"
+_VALUE_BYTES = {"INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
+# What the columns of a fragment may take, unless the configuration says otherwise.
+MAX_FRAGMENT_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class BadShard:
     reason: str
 
 
-def read_footer(store: Store, shard: Shard, wanted: Columns) -> Footer | BadShard:
+def read_footer(
+    store: Store, shard: Shard, wanted: Columns, max_fragment_bytes: int = MAX_FRAGMENT_BYTES
+) -> Footer | BadShard:
     """Read and check the footer of one shard.
 
     Raises:
@@ -87,18 +93,21 @@ def read_footer(store: Store, shard: Shard, wanted: Columns) -> Footer | BadShar
         return BadShard(shard.path, "the file is empty (0 bytes, or a link to nothing)")
     with store.open(shard.path, shard.version) as file:
         try:
-            # the default of this option differs between releases; True also tells UUID and JSON columns apart
-            parquet = pq.ParquetFile(file, arrow_extensions_enabled=True)
+            parquet = open_parquet(file)
             metadata, schema = parquet.metadata, parquet.schema_arrow
         # a corrupt footer is OSError (Thrift), ArrowException or a bad string; a failed read is StorageError
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            return BadShard(shard.path, f"not a readable Parquet file: {' '.join(str(error).split())}")
+            return BadShard(shard.path, f"not a readable Parquet file: {reason_of(error)}")
         _check_columns(shard, schema, wanted, num_rows=metadata.num_rows)
-        return _footer(shard, metadata, schema, wanted)
+        return _footer(shard, metadata, schema, wanted, max_fragment_bytes)
 
 
 def read_footers(
-    location: Location, shards: Sequence[Shard], wanted: Columns, threads: int = 16
+    location: Location,
+    shards: Sequence[Shard],
+    wanted: Columns,
+    max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
+    threads: int = 16,
 ) -> list[Footer | BadShard]:
     """Read the footers of shards of one corpus, in their order, many at a time.
 
@@ -109,7 +118,7 @@ def read_footers(
     store = open_store(location)
     pool = ThreadPoolExecutor(max_workers=threads)
     try:
-        return list(pool.map(lambda shard: read_footer(store, shard, wanted), shards))
+        return list(pool.map(lambda shard: read_footer(store, shard, wanted, max_fragment_bytes), shards))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -134,26 +143,35 @@ def check_same_columns(footers: Iterable[Footer], wanted: Columns) -> None:
             (path, types[name]) for path, types in found if types[name] not in {usual, _NULL}
         )
         raise CorpusError(
-            f"type drift in column {name!r}: it is {usual} in {counts[usual]} shards ({usual_path!r}) but"
-            f" {other} in {other_path!r}; rewrite the shards that differ with one type, or leave the column"
-            " out of keep_columns"
+            f"type drift in column {quoted(name)}: it is {shortened(usual, 200)} in {counts[usual]} shards"
+            f" ({usual_path!r}) but {shortened(other, 200)} in {other_path!r}; rewrite the shards that differ"
+            " with one type, or leave the column out of keep_columns"
         )
 
 
-def _footer(shard: Shard, metadata: pq.FileMetaData, schema: pa.Schema, wanted: Columns) -> Footer | BadShard:
-    leaves = _leaves(schema, wanted)
+def _footer(
+    shard: Shard, metadata: pq.FileMetaData, schema: pa.Schema, wanted: Columns, max_fragment_bytes: int
+) -> Footer | BadShard:
+    leaves = leaves_of(schema, wanted.names)
     flat = [leaf for leaf in leaves if metadata.schema.column(leaf).max_repetition_level == 0]
     rows: list[int] = []
     sizes: list[int] = []
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         parts = [group.column(leaf).total_compressed_size for leaf in leaves]
-        if group.num_rows < 0 or min(parts, default=0) < 0:
+        decoded = [_decoded_bytes(group.column(leaf)) for leaf in leaves]
+        if group.num_rows < 0 or min(*parts, *decoded) < 0:
             return BadShard(shard.path, f"the footer lies: negative counts in row group {index}")
         # Readers stop at the group's rows, so values beyond them would be lost in silence.
         if any(group.column(leaf).num_values != group.num_rows for leaf in flat):
             return BadShard(
                 shard.path, f"the footer lies: row group {index} has columns of other lengths than its own"
+            )
+        if sum(decoded) > max_fragment_bytes:
+            return BadShard(
+                shard.path,
+                f"row group {index} takes {sum(decoded):,} bytes in memory, and input.max_fragment_bytes allows "
+                f"{max_fragment_bytes:,}: raise it, or write smaller row groups",
             )
         rows.append(group.num_rows)
         sizes.append(sum(parts))
@@ -175,17 +193,17 @@ def _check_columns(shard: Shard, schema: pa.Schema, wanted: Columns, *, num_rows
     missing = [name for name in wanted.names if name not in schema.names]
     if missing:
         raise CorpusError(
-            f"shard {shard.path!r} lacks the columns {', '.join(map(repr, missing))}; it has"
-            f" {', '.join(map(repr, schema.names)) or 'none'}. Name columns that every shard has"
+            f"shard {shard.path!r} lacks the columns {listed(missing)}; it has"
+            f" {listed(schema.names) or 'none'}. Name columns that every shard has"
         )
     for name in wanted.names:
         if schema.names.count(name) > 1:
             raise CorpusError(
-                f"shard {shard.path!r} has {name!r} more than once; rename or remove one of them"
+                f"shard {shard.path!r} has {quoted(name)} more than once; rename or remove one of them"
             )
-        for path, extension in _extensions(schema.field(name), name):
+        for path, extension in extensions(schema.field(name)):
             raise CorpusError(
-                f"shard {shard.path!r}: column {path!r} has the Arrow extension type {extension!r};"
+                f"shard {shard.path!r}: column {quoted(path)} has the Arrow extension type {quoted(extension)};"
                 " extension types may run code when they are read and are refused. Rewrite the column with"
                 " its plain storage type, or leave it out"
             )
@@ -199,32 +217,22 @@ def _check_columns(shard: Shard, schema: pa.Schema, wanted: Columns, *, num_rows
 
 
 def _wrong_type(shard: Shard, role: str, name: str, given: pa.DataType, allowed: str) -> str:
+    kind = shortened(str(given), 200)
     return (
-        f"shard {shard.path!r}: the {role} column {name!r} has type {given}; allowed is {allowed}. Cast it,"
+        f"shard {shard.path!r}: the {role} column {quoted(name)} has type {kind}; allowed is {allowed}. Cast it,"
         " or name another column"
     )
 
 
-def _extensions(field: pa.Field, path: str) -> Iterator[tuple[str, str]]:
-    """(path, name) of every extension type in a field, whether its type is registered here or not."""
-    if isinstance(field.type, pa.BaseExtensionType):
-        yield path, field.type.extension_name
-    elif field.metadata and b"ARROW:extension:name" in field.metadata:
-        yield path, field.metadata[b"ARROW:extension:name"].decode(errors="replace")
-    else:
-        for child in _children(field.type):
-            yield from _extensions(child, f"{path}.{child.name}")
+def _decoded_bytes(column: pq.ColumnChunkMetaData) -> int:
+    """What a column takes, at the least: of nulls and of numbers from a dictionary, next to nothing is in the file."""
+    num_bytes = _VALUE_BYTES.get(column.physical_type, 0) * column.num_values
+    return -1 if column.num_values < 0 else max(num_bytes, column.total_uncompressed_size)
 
 
-def _children(kind: pa.DataType) -> list[pa.Field]:
-    if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
-        return [pa.field("values", kind.value_type)]
-    return [kind.field(index) for index in range(kind.num_fields)]
-
-
-def _leaves(schema: pa.Schema, wanted: Columns) -> list[int]:
+def leaves_of(schema: pa.Schema, wanted: Sequence[str]) -> list[int]:
     """Parquet's leaf columns below the wanted ones; counted, since "a.b" may be a column's name or a path."""
-    names = set(wanted.names)
+    names = set(wanted)
     leaves: list[int] = []
     start = 0
     for field in schema:
@@ -247,25 +255,27 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return _plain(kind.value_type) if pt.is_dictionary(kind) else kind
 
 
-def _is_string(kind: pa.DataType) -> bool:
+def is_string(kind: pa.DataType) -> bool:
+    """Text in any layout but a dictionary."""
     return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))
 
 
-def _is_binary(kind: pa.DataType) -> bool:
+def is_binary(kind: pa.DataType) -> bool:
+    """Bytes of any length in any layout but a dictionary."""
     return bool(pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind))
 
 
 def _is_id(kind: pa.DataType) -> bool:
-    return bool(pt.is_integer(kind) or _is_string(kind) or _is_binary(kind) or pt.is_fixed_size_binary(kind))
+    return bool(pt.is_integer(kind) or is_string(kind) or is_binary(kind) or pt.is_fixed_size_binary(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(_is_string(kind) or _is_binary(kind) or pt.is_null(kind))
+    return bool(is_string(kind) or is_binary(kind) or pt.is_null(kind))
 
 
 def _normalised(kind: pa.DataType) -> pa.DataType:
     """A type without what only says how it is laid out in memory."""
     plain = _plain(kind)
-    if _is_string(plain):
+    if is_string(plain):
         return pa.string()
-    return pa.binary() if _is_binary(plain) else plain
+    return pa.binary() if is_binary(plain) else plain

@@ -50,7 +50,7 @@ _SHARDS_PER_FOOTER_TASK = 256
 
 
 def read_footers_on_cluster(
-    location: Location, shards: Sequence[Shard], wanted: Columns
+    location: Location, shards: Sequence[Shard], wanted: Columns, max_fragment_bytes: int
 ) -> list[Footer | BadShard]:
     """Footers of many shards, a slice of them a task, in the order of the shards."""
     slices = [
@@ -58,7 +58,7 @@ def read_footers_on_cluster(
         for start in range(0, len(shards), _SHARDS_PER_FOOTER_TASK)
     ]
     task = ray.remote(num_cpus=_CPU_HELPER_CPUS)(read_footers)
-    pending = [task.remote(location, piece, wanted) for piece in slices]
+    pending = [task.remote(location, piece, wanted, max_fragment_bytes) for piece in slices]
     return [footer for piece in ray.get(pending) for footer in piece]
 
 

@@ -82,7 +82,7 @@ class Reader:
 
     def _read(self, work: Work) -> Rows:
         try:
-            return read_rows(self._store, work.fragment, self._run.reading)
+            return read_rows(self._store, work.fragment, self._run.reading, self._run.max_fragment_bytes)
         except CorpusError:
             if not self._run.skip_bad_shards:
                 raise

@@ -1,7 +1,6 @@
 """A fragment's rows out of its shard: those that have a text, and those that do not, with the reason.
 
-Row groups are decoded in small batches, so what a page claims to be bounds nothing but one batch. Every row that
-the footer promised ends up on one side or the other; a shard that holds more or fewer is an error.
+Every row that the footer promised ends up on one side or the other; a shard that holds more or fewer is an error.
 """
 
 from __future__ import annotations
@@ -10,18 +9,16 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from jobs.errors import CorpusError
-from jobs.footers import Columns
+from jobs.decoding import decode
+from jobs.errors import OutputError
+from jobs.footers import MAX_FRAGMENT_BYTES, Columns
 from jobs.fragments import Fragment
+from jobs.parquet import read_plain_schema, reason_of
 from jobs.records import LongTextRecord, ReadingRecord
 from jobs.storage import Store
-
-_BATCH_ROWS = 1024
 
 NULL_ID = "null_id"
 NULL_TEXT = "null_text"
@@ -77,8 +74,18 @@ class Reading:
 
 
 def carried_types(record: ReadingRecord) -> pa.Schema:
-    """The id and kept columns with the types that every part has."""
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(record.carried_schema)))
+    """The id and kept columns with the types that every part has.
+
+    Raises:
+        OutputError: The manifest holds no such schema.
+    """
+    try:
+        return read_plain_schema(base64.b64decode(record.carried_schema, validate=True))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise OutputError(
+            f"the manifest says of its columns what cannot be read (carried_schema: {reason_of(error)}); "
+            "bring it back from a copy, or use another output"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -130,14 +137,16 @@ class Rows:
         )
 
 
-def read_rows(store: Store, fragment: Fragment, reading: Reading) -> Rows:
+def read_rows(
+    store: Store, fragment: Fragment, reading: Reading, max_bytes: int = MAX_FRAGMENT_BYTES
+) -> Rows:
     """Read one fragment.
 
     Raises:
-        CorpusError: The shard cannot be decoded, or does not hold what it promised.
+        CorpusError: The shard cannot be decoded, does not hold what it promised, or takes too much memory.
         FileChangedError: It has changed or gone since it was listed.
     """
-    table = _read_table(store, fragment, reading.columns.names)
+    table = decode(store, fragment, reading.columns.names, max_bytes)
     ids = _decoded(table[reading.columns.id_column], reading.carried.field(reading.columns.id_column).type)
     texts, undecodable = _texts(table, reading)
     reasons = _reasons(ids, texts, undecodable, table, reading)
@@ -166,36 +175,6 @@ def unreadable_rows(fragment: Fragment, reading: Reading) -> Rows:
     return Rows(reading.carried.empty_table(), [], [], rejects)
 
 
-def _read_table(store: Store, fragment: Fragment, names: Sequence[str]) -> pa.Table:
-    groups = range(fragment.first_row_group, fragment.first_row_group + fragment.num_row_groups)
-    path = fragment.shard.path
-    try:
-        with store.open(path, fragment.shard.version) as file, _parquet(file) as parquet:
-            batches = list(parquet.iter_batches(_BATCH_ROWS, row_groups=list(groups), columns=list(names)))
-            table = pa.Table.from_batches(batches, None if batches else _projected(parquet, names))
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(
-            f"shard {path!r} cannot be read: {' '.join(str(error).split())}; write it anew, or go on without its "
-            "rows: input.on_bad_shard=skip"
-        ) from error
-    if table.num_rows != fragment.num_rows:
-        raise CorpusError(
-            f"shard {path!r}: row groups {groups.start} to {groups.stop - 1} hold {table.num_rows} rows, and the "
-            f"footer promises {fragment.num_rows}; write the shard anew, or go on without its rows: "
-            "input.on_bad_shard=skip"
-        )
-    return table.select(list(names))
-
-
-def _parquet(file: BinaryIO) -> pq.ParquetFile:
-    # Extension types were refused by the footer; this keeps logical ones (UUID, JSON) apart in the same way.
-    return pq.ParquetFile(file, pre_buffer=True, arrow_extensions_enabled=True)
-
-
-def _projected(parquet: pq.ParquetFile, names: Sequence[str]) -> pa.Schema:
-    return pa.schema([parquet.schema_arrow.field(name) for name in names])
-
-
 def _texts(table: pa.Table, reading: Reading) -> tuple[list[str | None], set[int]]:
     """The joined text of each row, None where every column is null; and the rows with undecodable bytes."""
     undecodable: set[int] = set()
@@ -220,7 +199,7 @@ def _strings(column: pa.ChunkedArray) -> tuple[list[str | None], set[int]]:
     """A text column's values, and the rows whose bytes are no UTF-8 (their value is None)."""
     if pa.types.is_null(column.type):
         return [None] * len(column), set()
-    raw = column.cast(_value_type(column.type)).cast(pa.large_binary())
+    raw = column.cast(pa.large_binary())
     try:
         return raw.cast(pa.large_string()).to_pylist(), set()  # the cast checks the encoding
     except pa.ArrowInvalid:
@@ -233,10 +212,6 @@ def _strings(column: pa.ChunkedArray) -> tuple[list[str | None], set[int]]:
                 texts.append(None)
                 bad.add(row)
         return texts, bad
-
-
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _reasons(
@@ -255,7 +230,6 @@ def _reasons(
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    kind = _value_type(kind)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -265,14 +239,11 @@ def _decoded(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
         texts, _ = _strings(column)
         assert all(texts[row] is None for row in bad)
         return pa.array(texts, kind)
-    return column.cast(_value_type(column.type)).cast(kind).combine_chunks()
+    return column.cast(kind).combine_chunks()
 
 
 def _carried(table: pa.Table, reading: Reading) -> pa.Table:
-    columns = [
-        table[field.name].cast(_value_type(table[field.name].type)).cast(field.type)
-        for field in reading.carried
-    ]
+    columns = [table[field.name].cast(field.type) for field in reading.carried]
     return pa.Table.from_arrays([column.combine_chunks() for column in columns], schema=reading.carried)
 
 

@@ -14,6 +14,7 @@ from encoders.quantization import QUANTIZED, Ranges
 from encoders.space import Space, digest
 from encoders.tasks import View
 from jobs.encoder_section import Dtype
+from jobs.footers import MAX_FRAGMENT_BYTES
 from jobs.fragments import Fragment
 from jobs.rows import Reading
 from jobs.storage import Location
@@ -71,6 +72,7 @@ class RunSpec:
         output: Root of the dataset.
         compression_level: Of zstd.
         row_group_rows: Of the parts.
+        max_fragment_bytes: That the columns of a fragment may take once they are decoded.
         deaths: Name of the Ray actor that counts which fragments workers died of; "" outside the pipeline.
     """
 
@@ -88,6 +90,7 @@ class RunSpec:
     output: Location
     compression_level: int
     row_group_rows: int
+    max_fragment_bytes: int = MAX_FRAGMENT_BYTES
     deaths: str = ""
 
     @property

@@ -31,7 +31,7 @@ from jobs.fields import (
     as_tuple,
     shown,
 )
-from jobs.footers import Columns
+from jobs.footers import MAX_FRAGMENT_BYTES, Columns
 from jobs.storage import Location
 
 OnBadShard = Literal["fail", "skip"]
@@ -82,6 +82,11 @@ class InputConfig(Section):
         default=10_000,
         description="Rows per fragment, the unit of work and retry. A fragment is made of whole row groups, "
         "so larger row groups make larger fragments. A fragment cut otherwise is embedded anew.",
+    )
+    max_fragment_bytes: PositiveInt = Field(
+        default=MAX_FRAGMENT_BYTES,
+        description="Bytes that the columns of a fragment may take once they are decoded; a shard with a larger row "
+        "group is a bad one. What is a small file may be gigabytes in memory, and reading needs several times as much.",
     )
     on_bad_shard: OnBadShard = Field(
         default="fail",

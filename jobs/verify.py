@@ -26,7 +26,6 @@ from typing import Any
 
 import click
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from jobs.accounts import check_manifest
@@ -34,6 +33,7 @@ from jobs.checks import check_bytes, check_part, check_rejects
 from jobs.command import Answer, arguments, carry_out
 from jobs.findings import Finding, compare, finding, print_findings
 from jobs.manifests import find_kept, id_of, read_kept, read_live
+from jobs.parquet import open_plain
 from jobs.records import MANIFEST, FileRecord, Manifest, PartRecord, Receipt
 from jobs.rows import Reading
 from jobs.sections import CHUNK_INDEX
@@ -202,7 +202,7 @@ class _Dataset:
         seen: dict[str, list[str]] = {}
         for number, bits_there in wanted.items():
             file = files[number]
-            with self._store.open(file.record.path) as source, pq.ParquetFile(source) as parquet:
+            with self._store.open(file.record.path) as source, open_plain(source) as parquet:
                 for batch in parquet.iter_batches(columns=self._key):
                     for bits, row in zip(self._bits(file, batch).tolist(), batch.to_pylist(), strict=True):
                         if bits in bits_there:

@@ -6,6 +6,7 @@ wins.
 
 from __future__ import annotations
 
+import io
 import time
 
 import numpy as np
@@ -16,6 +17,7 @@ from encoders.quantization import QUANTIZED, quantize
 from jobs.cargo import as_lists, as_vectors, pack, unpack_table
 from jobs.carried import CarriedVectors, Embedded
 from jobs.errors import OutputError
+from jobs.parquet import open_plain
 from jobs.parts import file_record, part_bytes, part_table
 from jobs.records import RECEIPTS, REJECTS, FileRecord, PartRecord, Receipt
 from jobs.run_spec import RunSpec, ViewSpec, Work
@@ -136,6 +138,6 @@ def receipt_path(work: Work) -> str:
 
 def _num_rows(content: bytes) -> int | None:
     try:
-        return int(pq.read_metadata(pa.BufferReader(content)).num_rows)
-    except pa.ArrowInvalid:
+        return int(open_plain(io.BytesIO(content)).metadata.num_rows)
+    except (pa.ArrowException, OSError):
         return None

@@ -391,6 +391,9 @@ def test_a_run_stops_as_soon_as_it_is_sure_that_it_rejects_too_much(case: Case) 
 # One corpus with everything that can be wrong with a row
 
 
+ODD_IDS = ["../../x", "/etc/passwd", "a/b", "%2F..", "", "größe 日本", "a\0b\n", "x" * 2_000_000]
+
+
 def damaged_strings(values: list[bytes | None]) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
 
@@ -417,6 +420,7 @@ def messy(tmp_path_factory: pytest.TempPathFactory, model: Path, embed: Embed) -
     case.write("zero.parquet", {"id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
     case.write("extension.parquet", {"id": ["e0", "e1"], "text": ["one", "two"], "other": crafted()})
     case.write("repeated.parquet", {"id": ["r", "r", "r"], "text": ["one", "one", "two"]})
+    case.write("odd ids.parquet", {"id": ODD_IDS, "text": ["one"] * len(ODD_IDS)})
     case.write("long.parquet", {"id": ["big"], "text": ["word " * 400_000]})
     # shapes that are merely odd
     case.write(
@@ -462,7 +466,7 @@ def test_rows_read_are_vectors_and_rejects(messy: tuple[Case, Outcome]) -> None:
     num_rejects = sum(map(len, REASONS.values()))
     assert summary["rejected"] == num_rejects
     assert summary["rows"] == summary["embedded"] + num_rejects
-    assert summary["rows"] == 3 + 3 + 3 + 2 + 2 + 2 + 3 + 3 + 3 + 1 + 0 + 2 + 3 + 1 + 30 + 1500 + 20 + 7
+    assert summary["rows"] == 3 + 3 + 3 + 2 + 2 + 2 + 3 + 3 + 3 + 1 + 0 + 2 + 3 + 8 + 1 + 30 + 1500 + 20 + 7
     assert read_view(case.out).num_rows == summary["embedded"]
     counts = Counter(reason for rejects in REASONS.values() for _, reason, _ in rejects)
     for reason, count in counts.items():
@@ -481,6 +485,12 @@ def test_every_other_row_has_its_vector(messy: tuple[Case, Outcome]) -> None:
     )
     assert ids == expected + Counter(["x0"])
     assert ids["r"] == 3
+    assert all(ids[odd] == 1 for odd in ODD_IDS)
+
+
+def test_nothing_is_written_beside_the_output(messy: tuple[Case, Outcome]) -> None:
+    case, _ = messy
+    assert sorted(path.name for path in case.out.parent.iterdir()) == ["corpus", "out"]
 
 
 def test_equal_texts_get_equal_vectors_however_their_column_is_laid_out(messy: tuple[Case, Outcome]) -> None:

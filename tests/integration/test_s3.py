@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -103,6 +103,8 @@ class Run:
         vectors: Rows of the output's parts.
         rejects: Rows of its rejects.
         corpus_files: Files that were seen with content of the corpus in a place that is not for it.
+        told: Names of secrets that stood in the command line of a process, which every user of a machine may read.
+        num_processes: Whose command lines were looked at.
     """
 
     finished: Outcome
@@ -111,20 +113,30 @@ class Run:
     vectors: pa.Table
     rejects: pa.Table
     corpus_files: frozenset[str]
+    told: frozenset[str]
+    num_processes: int
 
 
 class Watch(threading.Thread):
-    """Looks for files with content of the corpus as long as it runs."""
+    """Looks for files with content of the corpus, and for secrets in command lines, as long as it runs."""
 
-    def __init__(self, folders: tuple[Path, ...]) -> None:
+    def __init__(self, folders: tuple[Path, ...], secrets: Mapping[str, str]) -> None:
         super().__init__(daemon=True)
         self.seen: set[str] = set()
+        self.told: set[str] = set()
+        self.commands: set[bytes] = set()
         self._folders = folders
+        self._secrets = secrets
         self._done = threading.Event()
 
     def run(self) -> None:
         while not self._done.wait(0.02):
             self.seen.update(str(path) for path in files_below(*self._folders) if holds_corpus(path))
+            new = set(command_lines()) - self.commands
+            self.commands |= new
+            for name, secret in self._secrets.items():
+                if any(secret.encode() in command for command in new):
+                    self.told.add(name)
 
     def __enter__(self) -> Watch:
         self.start()
@@ -137,6 +149,13 @@ class Watch(threading.Thread):
 
 def files_below(*folders: Path) -> list[Path]:
     return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
+def command_lines() -> Iterator[bytes]:
+    """Of all processes of this machine, the job's among them."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            yield path.read_bytes()
 
 
 def holds_corpus(path: Path) -> bool:
@@ -153,7 +172,7 @@ def run(bucket: Bucket, where: Room, environment: Mapping[str, str]) -> Run:
         "--set",
         "output.keep_manifests=1",
     ]  # so that the folder holds the live dataset and no other
-    with Watch(where.elsewhere) as watch:
+    with Watch(where.elsewhere, bucket.secrets) as watch:
         finished = embed(where, environment, *arguments)
     assert finished.exit_code == 0, finished.stderr
     output = f"{bucket.uri}/vectors"
@@ -164,6 +183,8 @@ def run(bucket: Bucket, where: Room, environment: Mapping[str, str]) -> Run:
         read_dataset(output, bucket.fs),
         read_rejects(output, bucket.fs),
         frozenset(watch.seen),
+        frozenset(watch.told),
+        sum(str(where.path).encode() in command or b"jobs.embed" in command for command in watch.commands),
     )
 
 
@@ -229,6 +250,8 @@ def test_credentials_appear_nowhere(bucket: Bucket, first: Run) -> None:
     written |= {"stdout": first.finished.stdout.encode(), "stderr": first.finished.stderr.encode()}
     for name, secret in bucket.secrets.items():
         assert not [path for path, content in written.items() if secret.encode() in content], name
+    assert first.num_processes > 3  # the command, and Ray's
+    assert not first.told
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "input.text_joiner": st.text(),
     "input.keep_columns": st.lists(st.sampled_from(["a", "b", "text2"]), unique=True),
     "input.fragment_rows": st.integers(min_value=1),
+    "input.max_fragment_bytes": st.integers(min_value=1),
     "input.on_bad_shard": st.sampled_from(["fail", "skip"]),
     "input.on_changed_shard": st.sampled_from(["fail", "replan"]),
     "input.endpoint_url": st.none(),
@@ -458,6 +459,19 @@ def test_a_key_given_twice_in_yaml_is_refused_with_its_line(tmp_path: Path, text
 def test_what_is_no_yaml_is_one_configuration_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"job\.yaml"):
         load_config(write(tmp_path, text), REQUIRED)
+
+
+@pytest.mark.parametrize("tag", ["object/apply", "object/new"])
+def test_yaml_runs_no_code(tmp_path: Path, tag: str) -> None:
+    marker = tmp_path / "marker"
+    text = f"input:\n  uri: !!python/{tag}:os.system ['mkdir {marker}']\n"
+    yaml.unsafe_load(text)
+    marker.rmdir()
+    with pytest.raises(ConfigurationError, match=rf"job\.yaml, line 2, .*python/{tag}:os\.system"):
+        load_config(write(tmp_path, text), REQUIRED)
+    with pytest.raises(ConfigurationError, match=r"--set, line 1, .*os\.system"):
+        parse_yaml(text.partition("uri: ")[2], "--set")
+    assert not marker.exists()
 
 
 def test_a_file_that_is_missing_or_no_text_or_no_mapping_is_one_configuration_error(tmp_path: Path) -> None:
