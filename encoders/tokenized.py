@@ -49,6 +49,31 @@ class TokenizedTexts:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def distinct(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Of texts that are the same to a model, the first ones; and for each text its place among those.
+
+        The same ids with another prompt length are another text. With stretches every text counts as another one.
+
+        Returns:
+            int64 `[num_distinct]` and `[num_texts]`.
+        """
+        if self.stretches is not None:
+            return np.arange(len(self)), np.arange(len(self))
+        content, offsets = self.token_ids.tobytes(), (self.offsets * self.token_ids.itemsize).tolist()
+        places: dict[tuple[bytes, int], int] = {}
+        inverse = np.array(
+            [
+                places.setdefault((content[start:stop], prompt_length), len(places))
+                for start, stop, prompt_length in zip(
+                    offsets, offsets[1:], self.prompt_lengths.tolist(), strict=False
+                )
+            ],
+            np.int64,
+        )
+        # Numbers were given out in order, so a text is the first of its kind where the highest number so far grows.
+        highest = np.maximum.accumulate(np.concatenate([[-1], inverse]))
+        return np.flatnonzero(np.diff(highest)), inverse
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each text, `[num_texts]`."""

@@ -1,7 +1,9 @@
 """Texts to ragged token ids: the half of encoding that needs no accelerator.
 
 Truncation keeps the model's special tokens, on the side that its tokenizer names; where a
-model wants something behind the text too, the text is cut and never that.
+model wants something behind the text too, the text is cut and never that. Equal texts of a call
+are tokenized once, and of a long text no more than the model can see, where that is known to be
+the same (`encoders.cutting`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from encoders.cutting import CHARACTERS_PER_TOKEN, beginning, splits_at_spaces, stands_apart
 from encoders.ends import settle_ends
 from encoders.errors import ModelNotFoundError, TaskError, UnsupportedModelError
 from encoders.family import Prompt
@@ -20,6 +23,8 @@ from encoders.protocol import Protocol
 from encoders.repository import Repository
 from encoders.tokenized import TokenizedTexts, WholeText
 
+# A beginning that has too few tokens is taken so many times longer, until it is the whole text.
+_LONGER = 8
 # Encodings hold offsets and strings besides the ids, about 1 KB a token: drop them as we go.
 _CHUNK_TEXTS = 1024
 _WHOLE_TEXTS = 16
@@ -50,6 +55,7 @@ class Tokenizer:
         self._truncate()
         if protocol.do_lower_case:
             _prepend_lowercase(self._backend)
+        self._cuts = self.truncation_side == "right" and splits_at_spaces(self._backend)
         if any(any(encoding.type_ids) for encoding in self._backend.encode_batch(["a b", ""])):
             raise UnsupportedModelError(
                 f"{protocol.repository.name}: its tokenizer marks segments (token_type_ids), which are not passed on"
@@ -70,7 +76,12 @@ class Tokenizer:
             UnsupportedModelError: What stands behind the text cannot be kept apart from it.
         """
         prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
-        texts = [self._stripped(text) for text in texts]
+        places: dict[str, int] = {}
+        rows = [places.setdefault(self._stripped(text), len(places)) for text in texts]
+        distinct = self._prepare_distinct(list(places), prompt)
+        return distinct if len(places) == len(rows) else distinct.take(np.array(rows, np.int64))
+
+    def _prepare_distinct(self, texts: Sequence[str], prompt: Prompt) -> TokenizedTexts:
         if not prompt.suffix:
             return self._prepare(texts, prompt, np.empty(0, np.int32))
         self._backend.no_truncation()  # it would cut the suffix
@@ -89,21 +100,46 @@ class Tokenizer:
         prompt_lengths = np.zeros(len(texts), np.int32)
         truncated = np.zeros(len(texts), np.bool_)
         for start in range(0, len(texts), _CHUNK_TEXTS):
-            chunk = [prompt.around(text) for text in texts[start : start + _CHUNK_TEXTS]]
-            for row, encoding in enumerate(self._backend.encode_batch_fast(chunk), start):
+            chunk = self._encode(texts[start : start + _CHUNK_TEXTS], prompt)
+            for row, (text, encoding) in enumerate(chunk, start):
                 ids = np.asarray(encoding.ids, dtype=np.int32)
-                # `overflowing` makes a Python object per piece cut off, so it is asked of full-length texts only.
-                truncated[row] = len(ids) > longest or (len(ids) == longest and bool(encoding.overflowing))
+                truncated[row] = self._is_cut(encoding)
                 if len(ids) > longest:  # only with a suffix: then the backend does not truncate
                     ids = np.concatenate([ids[: longest - len(suffix)], suffix])
                 if len(left_out):
-                    prompt_lengths[row] = self._prompt_length(ids, left_out, prompt.prefix, texts[row])
+                    prompt_lengths[row] = self._prompt_length(ids, left_out, prompt.prefix, text)
                     if prompt_lengths[row] == len(ids):
                         ids, prompt_lengths[row] = ids[:0], 0
                 parts.append(ids)
         prepared = TokenizedTexts.joined(parts, prompt_lengths, truncated)
         self._check_ends(prepared, suffix)
         return prepared
+
+    def _encode(
+        self, texts: Sequence[str], prompt: Prompt, per_token: int = CHARACTERS_PER_TOKEN
+    ) -> list[tuple[str, Any]]:
+        """Each text, or as much of it as is seen, with its tokens."""
+        cuts = self._cuts and (not prompt.suffix or stands_apart(prompt.suffix, self._backend))
+        longest = per_token * self.protocol.max_seq_length
+        seen = [beginning(text, longest) if cuts else text for text in texts]
+        encodings = self._backend.encode_batch_fast([prompt.around(text) for text in seen])
+        found = list(zip(seen, encodings, strict=True))
+        unsure = [
+            row
+            for row, text in enumerate(texts)
+            if len(seen[row]) < len(text) and not self._is_cut(encodings[row])
+        ]
+        if unsure:
+            longer = self._encode([texts[row] for row in unsure], prompt, _LONGER * per_token)
+            for row, one in zip(unsure, longer, strict=True):
+                found[row] = one
+        return found
+
+    def _is_cut(self, encoding: Any) -> bool:
+        """Whether there are more tokens than the model takes."""
+        num_tokens, longest = len(encoding), self.protocol.max_seq_length
+        # `overflowing` makes a Python object per piece cut off, so it is asked of full-length texts only.
+        return num_tokens > longest or (num_tokens == longest and bool(encoding.overflowing))
 
     def _check_ends(self, prepared: TokenizedTexts, suffix: npt.NDArray[np.int32]) -> None:
         """What is pooled is what the model's row says: a property of the tokenizer, so it holds for every text."""
