@@ -75,8 +75,8 @@ def ray(corpus: Path, model: str, cores: int, output: Path) -> float:
     ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     started = time.perf_counter()
-    # A whole core for each actor would leave none to those that read and write, and the run would never end.
-    dataset = ray.data.read_parquet(str(corpus)).map_batches(Embed, concurrency=cores, num_cpus=0.8)
+    # With whole cores for the actors there is none for those that read and write, and the run never ends.
+    dataset = ray.data.read_parquet(str(corpus)).map_batches(Embed, concurrency=cores, num_cpus=0.5)
     dataset.write_parquet(str(output))
     return time.perf_counter() - started
 
