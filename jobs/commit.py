@@ -36,6 +36,7 @@ def build_manifest(
     views: Mapping[str, ViewRecord],
     ranges: Mapping[str, RangesRecord],
     held: Manifest | None = None,
+    repeated_ids: Mapping[str, str] | None = None,
 ) -> Manifest:
     """The dataset as it should be once committed, in place of `held`.
 
@@ -52,6 +53,7 @@ def build_manifest(
         ranges=ranges,
         shards=plan.shards,
         bad_shards=plan.bad_shards,
+        repeated_ids=repeated_ids,
         # In an order of their own, whatever the order in which workers finished.
         receipts=tuple(
             sorted(receipts, key=lambda receipt: min(part.path for part in receipt.parts.values()))

@@ -24,7 +24,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,7 @@ from jobs.command import Answer, carry_out
 from jobs.commit import build_manifest, publish
 from jobs.config import EncoderConfig, JobConfig, dump_config
 from jobs.corpus import list_corpus
+from jobs.duplicates import IdScan, repeated_ids
 from jobs.errors import ConfigurationError, CorpusError, FileChangedError
 from jobs.footers import BadShard, Footer, read_footers
 from jobs.job import Job, folder_of, know_output, set_up
@@ -109,6 +110,8 @@ def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str,
     footers, seconds = _read_footers(job)
     ray_seconds += seconds
     layout, reading = _lay_out(job, footers)
+    layout, seconds = _check_ids(job, layout, reading, console)
+    ray_seconds += seconds
     job, seconds = _calibrate(job, layout, reading, console)
     ray_seconds += seconds
     plan = _plan(job, layout, reading)
@@ -124,7 +127,7 @@ def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str,
                 lease.check()
                 limit.add(receipt)
     try:
-        manifest, changes = _commit(job, plan, tally, reading.record(), lease)
+        manifest, changes = _commit(job, plan, tally, layout, reading.record(), lease)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "readers see the old dataset or the new one, whole; the same command goes on from here"
@@ -161,6 +164,29 @@ def _lay_out(job: Job, footers: Sequence[Footer | BadShard]) -> tuple[Layout, Re
             "mend them, or go on without them: input.on_bad_shard=skip"
         )
     return layout, Reading(source.columns(), source.text_joiner, layout.carried, _long_text(job))
+
+
+def _check_ids(job: Job, layout: Layout, reading: Reading, console: Console) -> tuple[Layout, float]:
+    """The layout without rows that repeat an id; and how long Ray took to start, where it was needed."""
+    source, seconds = job.config.input, 0.0
+    scan = IdScan(
+        corpus=job.corpus.location,
+        reading=reading,
+        fragments=fragments_of(job.corpus, layout, reading),
+        skip_bad_shards=source.on_bad_shard == "skip",
+        max_fragment_bytes=source.max_fragment_bytes,
+    )
+
+    def on_cluster(scan: IdScan) -> Iterator[dict[str, Any]]:
+        from jobs.joins import repeats_on_cluster
+
+        nonlocal seconds
+        seconds = _connect(job.config)
+        console.print(f"Comparing {scan.num_rows:,} ids")
+        return repeats_on_cluster(job.config.compute, job.store.location, scan)
+
+    repeated = repeated_ids(source.on_duplicate_id, scan, job.holdings.manifest, on_cluster)
+    return replace(layout, repeated_ids=repeated), seconds
 
 
 def _calibrate(job: Job, layout: Layout, reading: Reading, console: Console) -> tuple[Job, float]:
@@ -294,7 +320,7 @@ def _run_spec(job: Job, reading: Reading) -> RunSpec:
 
 
 def _commit(
-    job: Job, plan: Plan, tally: Tally, reading: ReadingRecord, lease: Lease
+    job: Job, plan: Plan, tally: Tally, layout: Layout, reading: ReadingRecord, lease: Lease
 ) -> tuple[Manifest, Changes | None]:
     """The dataset's manifest, and what it changed; None where it was the same before."""
     held = job.holdings.manifest
@@ -307,6 +333,7 @@ def _commit(
         views=job.records,
         ranges=job.ranges,
         held=held,
+        repeated_ids=layout.repeated_ids,
     )
     if held is not None and manifest.equals(held):
         if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep

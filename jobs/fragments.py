@@ -7,8 +7,8 @@ makes the same ones in every run, with any number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 
 from encoders.space import Space, digest
 from encoders.tasks import View
@@ -31,6 +31,7 @@ class Fragment:
         first_row: Number of the first row in the shard.
         num_rows: What the footer promises.
         num_bytes: Compressed bytes of the columns that are read.
+        dropped: Which of its rows repeat an id and become rejects, counted from its first, as ranges: "3,7-9".
     """
 
     id: str
@@ -40,6 +41,11 @@ class Fragment:
     first_row: int
     num_rows: int
     num_bytes: int
+    dropped: str = ""
+
+    def without(self, dropped: str) -> Fragment:
+        """The fragment without some rows: another one, for its parts hold something else."""
+        return replace(self, id=digest([self.id, dropped]), dropped=dropped) if dropped else self
 
     def part_path(self, view: View, space: Space) -> str:
         """Where this fragment's embeddings in one view go; the name says everything that made them."""
@@ -81,3 +87,23 @@ def cut(footer: Footer, fragment_rows: int) -> Iterator[Cut]:
         num_bytes += footer.row_group_bytes[index]
     if rows:
         yield Cut(first, len(footer.row_group_rows) - first, first_row, rows, num_bytes)
+
+
+def as_ranges(rows: Sequence[int]) -> str:
+    """Row numbers, ascending, as text: "3,7-9"."""
+    ranges: list[list[int]] = []
+    for row in rows:
+        if ranges and ranges[-1][1] + 1 == row:
+            ranges[-1][1] = row
+        else:
+            ranges.append([row, row])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+def rows_in(ranges: str) -> list[int]:
+    """Row numbers back from their text."""
+    rows: list[int] = []
+    for one in filter(None, ranges.split(",")):
+        first, _, last = one.partition("-")
+        rows.extend(range(int(first), int(last or first) + 1))
+    return rows

@@ -1,4 +1,4 @@
-"""Rows of many files brought together on the cluster: the steps of `jobs.carry` and `jobs.changes`, and shuffles.
+"""Rows of many files brought together on the cluster: steps of `carry`, `changes` and `duplicates`, and shuffles.
 
 Ray Data's hash shuffle moves rows by tasks through the object store, and spills to disk what memory does not hold.
 Its own join is not used: it would move every old vector to where it is not wanted, and its aggregators stay for as
@@ -14,6 +14,7 @@ import math
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ from jobs.cargo import grouped
 from jobs.carry import CarryPlan, Steps, match
 from jobs.changes import CompareSteps, Comparison
 from jobs.config import ComputeConfig
+from jobs.duplicates import Ids, IdScan, repeats
 from jobs.pipeline import configure, own_cause
 from jobs.records import CARRIED
 from jobs.run_spec import RunSpec
 from jobs.storage import Location, open_store
+from jobs.unique import stirred
 
 # What one process holds of a step.
 _BUCKET_ROWS = 4_000_000
@@ -66,6 +69,31 @@ def carry_on_cluster(compute: ComputeConfig, run: RunSpec, plan: CarryPlan) -> N
     )
     for _ in _rows(saved):
         pass
+
+
+def repeats_on_cluster(compute: ComputeConfig, output: Location, scan: IdScan) -> Iterator[dict[str, Any]]:
+    """The rows of `jobs.duplicates.repeats`, of all buckets in any order.
+
+    Raises:
+        TaskvecError: What a step raised on purpose.
+        JobError: Anything else that a step died of.
+    """
+    configure(compute.no_progress_timeout_seconds)
+    num_buckets = math.ceil(scan.num_rows / _BUCKET_ROWS)
+    shipped = {"output": pickle.dumps(output), "plan": _ship(output, scan.to_json())}
+    small = pickle.dumps(replace(scan, fragments=()))
+    found = (
+        _files(len(scan.fragments))
+        .map_batches(
+            _id_keys,
+            fn_kwargs={**shipped, "scan": small, "num_buckets": num_buckets},
+            batch_size=None,
+            batch_format="pyarrow",
+        )
+        .repartition(num_buckets, keys=["bucket"])
+        .map_batches(_repeats, fn_kwargs={"limit": scan.limit}, batch_size=None, batch_format="pyarrow")
+    )
+    return _rows(found)
 
 
 def compare_on_cluster(
@@ -134,6 +162,23 @@ def _fetch(matches: pa.Table, run: bytes, plan: str) -> Iterator[pa.Table]:
 
 def _save(vectors: pa.Table, run: bytes, plan: str) -> pa.Table:
     return pa.table({"num_texts": [_steps(run, plan).save(vectors)]})
+
+
+@functools.lru_cache(1)
+def _ids_of(scan: bytes, output: bytes, plan: str) -> Ids:
+    small: IdScan = pickle.loads(scan)
+    return Ids(small.with_json(open_store(pickle.loads(output)).read(plan)))
+
+
+def _id_keys(files: pa.Table, scan: bytes, output: bytes, plan: str, num_buckets: int) -> Iterator[pa.Table]:
+    for number in files["file"].to_pylist():
+        keys = _ids_of(scan, output, plan).keys(number)
+        bits = keys["high"].to_numpy() ^ stirred(keys["low"].to_numpy())
+        yield keys.append_column("bucket", pa.array((bits % num_buckets).astype(np.int64)))
+
+
+def _repeats(keys: pa.Table, limit: int | None) -> pa.Table:
+    return repeats(keys, limit)
 
 
 @functools.lru_cache(1)

@@ -29,11 +29,13 @@ class Layout:
         cuts: Of each readable shard, by its path.
         bad_shards: Those that cannot be read.
         carried: Id and kept columns.
+        repeated_ids: See the manifest.
     """
 
     cuts: Mapping[str, tuple[Cut, ...]]
     bad_shards: tuple[BadShard, ...]
     carried: pa.Schema
+    repeated_ids: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,15 @@ def _carried_schema(schemas: Sequence[pa.Schema], columns: Columns) -> pa.Schema
 
 
 def fragments_of(corpus: Corpus, layout: Layout, reading: Reading) -> tuple[Fragment, ...]:
-    """The fragments of a corpus that is read in one way, in its order."""
+    """The fragments of a corpus that is read in one way, in its order, without the rows that repeat an id."""
     reading_digest = reading.record().digest
-    return tuple(
+    whole = (
         piece.of(shard, reading_digest)
         for shard in corpus.shards
         for piece in layout.cuts.get(shard.path, ())
     )
+    repeated = layout.repeated_ids or {}
+    return tuple(fragment.without(repeated.get(fragment.id, "")) for fragment in whole)
 
 
 def make_plan(

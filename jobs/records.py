@@ -219,6 +219,8 @@ class Manifest(_Record):
         shards: What was read.
         bad_shards: What was skipped.
         receipts: What was written.
+        repeated_ids: Rows whose id an earlier one has, which are rejects, as ranges, by the fragment that they would be
+            in otherwise; None where nobody looked.
     """
 
     layout: int = 1
@@ -231,6 +233,7 @@ class Manifest(_Record):
     shards: tuple[ShardRecord, ...]
     bad_shards: tuple[BadShardRecord, ...]
     receipts: tuple[Receipt, ...]
+    repeated_ids: Mapping[str, str] | None = None
 
     def equals(self, other: Manifest) -> bool:
         """Whether both are the same dataset, whenever they were committed; cheaper than two digests."""
@@ -256,7 +259,8 @@ class Manifest(_Record):
     @property
     def digest(self) -> str:
         """Digest of all but the time: equal datasets, equal digests."""
-        return digest(self.model_dump(mode="json", exclude={"committed_at"}))
+        unsaid = {"repeated_ids"} if self.repeated_ids is None else set()
+        return digest(self.model_dump(mode="json", exclude={"committed_at", *unsaid}))
 
 
 def read_manifest(store: Store) -> Manifest | None:

@@ -1,8 +1,9 @@
 """How many rows may go without a vector: a run that rejects more stops before its commit, and as soon as that is sure.
 
 A dataset that lost a third of its rows is well-formed, and its counts balance; only a limit can tell a corpus with a
-few bad rows from a broken one. Every reject counts, whatever its reason, those of an undecodable shard too. Only a
-shard that was skipped because its footer cannot be read does not: nobody knows its rows.
+few bad rows from a broken one. Every reject counts, whatever its reason, those of an undecodable shard too. Two do not:
+a shard that was skipped because its footer cannot be read, for nobody knows its rows; and rows that repeat an id, for
+who says `on_duplicate_id: keep_first` has said so, and their id has its vector.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 
 from jobs.errors import TooManyRejectsError
 from jobs.records import REJECTS, Receipt
+from jobs.rows import DUPLICATE_ID
 
 
 class RejectLimit:
@@ -39,10 +41,11 @@ class RejectLimit:
             TooManyRejectsError: That is more than is allowed.
         """
         before = self._rejected.get(receipt.fragment, {})
-        more = receipt.num_rejected - sum(before.values())
+        counted = {reason: count for reason, count in receipt.rejected.items() if reason != DUPLICATE_ID}
+        more = sum(counted.values()) - sum(before.values())
         if more <= 0:
             return
-        self._rejected[receipt.fragment] = receipt.rejected
+        self._rejected[receipt.fragment] = counted
         self._total += more
         if self._max_rows is not None and self._total > self._max_rows:
             raise self._error(f"output.max_rejected_rows={self._max_rows}")

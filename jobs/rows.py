@@ -15,13 +15,14 @@ import pyarrow as pa
 from jobs.decoding import decode
 from jobs.errors import OutputError
 from jobs.footers import MAX_FRAGMENT_BYTES, Columns
-from jobs.fragments import Fragment
+from jobs.fragments import Fragment, rows_in
 from jobs.parquet import read_plain_schema, reason_of
 from jobs.records import LongTextRecord, ReadingRecord
 from jobs.storage import Store
 
 NULL_ID = "null_id"
 NULL_TEXT = "null_text"
+DUPLICATE_ID = "duplicate_id"
 UNDECODABLE = "undecodable"
 NO_TOKENS = "no_tokens"
 TOO_LONG = "too_long"
@@ -147,9 +148,11 @@ def read_rows(
         FileChangedError: It has changed or gone since it was listed.
     """
     table = decode(store, fragment, reading.columns.names, max_bytes)
-    ids = _decoded(table[reading.columns.id_column], reading.carried.field(reading.columns.id_column).type)
+    ids = decoded_ids(table[reading.columns.id_column], reading.carried.field(reading.columns.id_column).type)
     texts, undecodable = _texts(table, reading)
     reasons = _reasons(ids, texts, undecodable, table, reading)
+    for place in rows_in(fragment.dropped):
+        reasons[place] = DUPLICATE_ID
     kept = [place for place, reason in enumerate(reasons) if reason is None]
     bad = [place for place, reason in enumerate(reasons) if reason is not None]
     return Rows(
@@ -233,7 +236,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _decoded(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+def decoded_ids(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     """The ids in the output's type; those that are no UTF-8 become null."""
     if _is_text(column.type) and (bad := _strings(column)[1]):
         texts, _ = _strings(column)

@@ -36,6 +36,7 @@ from jobs.storage import Location
 
 OnBadShard = Literal["fail", "skip"]
 OnChangedShard = Literal["fail", "replan"]
+OnDuplicateId = Literal["fail", "keep_first", "keep_all"]
 Device = Literal["auto", "cpu", "cuda"]
 
 # Names that the output gives to its own columns and to its partition folders.
@@ -97,6 +98,11 @@ class InputConfig(Section):
         default="fail",
         description="What to do about a shard that is replaced or removed while the run reads: fail the run, "
         "or list the corpus anew and go on with what is embedded, a few times at most.",
+    )
+    on_duplicate_id: OnDuplicateId = Field(
+        default="fail",
+        description="What to do about an id that several rows have: fail before anything is embedded, keep the first "
+        "by shard and row and reject the others, or keep them all and not look.",
     )
     endpoint_url: Endpoint | None = Field(
         default=None,

@@ -42,11 +42,11 @@ def bits_of(ids: pa.Array, space: int, index: pa.Array | None = None) -> Bits:
         if values and not isinstance(values[0], str | bytes):
             values = [repr(value) for value in values]
         bits = np.fromiter(map(hash, values), np.int64, len(values)).view(np.uint64)
-    bits = _stirred(bits ^ _stirred(np.array([space], np.uint64)))
-    return bits if index is None else _stirred(bits ^ index.to_numpy(zero_copy_only=False).astype(np.uint64))
+    bits = stirred(bits ^ stirred(np.array([space], np.uint64)))
+    return bits if index is None else stirred(bits ^ index.to_numpy(zero_copy_only=False).astype(np.uint64))
 
 
-def _stirred(bits: Bits) -> Bits:
+def stirred(bits: Bits) -> Bits:
     """Every bit depends on every bit, and no two numbers become one. Source: Steele et al. 2014, SplitMix64."""
     with np.errstate(over="ignore"):
         bits = bits + np.uint64(0x9E3779B97F4A7C15)

@@ -138,6 +138,18 @@ def test_an_extension_type_in_a_wanted_column_is_refused_by_the_footer(case: Cas
     )
 
 
+# Ids
+
+
+def test_an_id_that_stands_twice_is_refused_before_ray_starts_and_before_anything_is_written(
+    case: Case,
+) -> None:
+    case.write("a.parquet", GOOD)
+    case.write("b.parquet", {"id": [3, 2], "text": ["a", "b"]})
+    told = ("1 of 4 rows", "(2 in 'b.parquet' row 1, before in 'a.parquet' row 1)", "input.on_duplicate_id=")
+    case.refused(1, *told, arguments=["--ray-address", "nobody.is.there:1"])
+
+
 # Places
 
 
@@ -391,6 +403,7 @@ def test_a_run_stops_as_soon_as_it_is_sure_that_it_rejects_too_much(case: Case) 
 # One corpus with everything that can be wrong with a row
 
 
+FIRST = ("--set", "input.on_duplicate_id=keep_first")
 ODD_IDS = ["../../x", "/etc/passwd", "a/b", "%2F..", "", "größe 日本", "a\0b\n", "x" * 2_000_000]
 
 
@@ -437,7 +450,7 @@ def messy(tmp_path_factory: pytest.TempPathFactory, model: Path, embed: Embed) -
 
 def embed_messy(case: Case) -> Outcome:
     # more encoders than there is room for, which must not keep the helpers from starting
-    allowed = ("--set", "input.on_bad_shard=skip", "--set", "output.max_rejected_fraction=0.05")
+    allowed = ("--set", "input.on_bad_shard=skip", "--set", "output.max_rejected_fraction=0.05", *FIRST)
     return case.run(*allowed, "--fragment-rows", "1000", "--max-actors", "5")
 
 
@@ -447,6 +460,7 @@ REASONS: dict[str, list[tuple[str | None, str, int]]] = {
     "all null.parquet": [("n0", "null_text", 0), ("n1", "null_text", 1)],
     "bad utf8.parquet": [("u1", "undecodable", 1)],
     "bad id.parquet": [(None, "undecodable", 1)],
+    "repeated.parquet": [("r", "duplicate_id", 1), ("r", "duplicate_id", 2)],
     "binary.parquet": [("b1", "undecodable", 1), ("b2", "null_text", 2)],
     "pages.parquet": [(None, "unreadable_shard", row) for row in range(7)],
 }
@@ -483,8 +497,7 @@ def test_every_other_row_has_its_vector(messy: tuple[Case, Outcome]) -> None:
         for row in pq.ParquetFile(path).read(columns=["id"]).to_pylist()
         if row["id"] is not None and row["id"] not in rejected
     )
-    assert ids == expected + Counter(["x0"])
-    assert ids["r"] == 3
+    assert ids == expected + Counter(["x0", "r"])
     assert all(ids[odd] == 1 for odd in ODD_IDS)
 
 
@@ -526,7 +539,7 @@ def test_skipped_shards_come_in_once_they_are_mended(messy: tuple[Case, Outcome]
     case.write("cut.parquet", {"id": ["m1"], "text": ["mended"]})
     case.write("pages.parquet", {"id": [f"p{n}" for n in range(7)], "text": ["t"] * 7})
     # which no longer needs to skip, nor keeps what it replaces
-    outcome = case.run("--fragment-rows", "1000", "--set", "output.keep_manifests=1")
+    outcome = case.run("--fragment-rows", "1000", "--set", "output.keep_manifests=1", *FIRST)
     assert outcome.summary["embedded"] == 9
     assert outcome.summary["rejected"] == first.summary["rejected"] - 7
     assert manifest_of(case.out)["bad_shards"] == []

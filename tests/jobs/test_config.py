@@ -37,6 +37,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "input.max_fragment_bytes": st.integers(min_value=1),
     "input.on_bad_shard": st.sampled_from(["fail", "skip"]),
     "input.on_changed_shard": st.sampled_from(["fail", "replan"]),
+    "input.on_duplicate_id": st.sampled_from(["fail", "keep_first", "keep_all"]),
     "input.endpoint_url": st.none(),
     "input.anonymous": st.just(False),
     "encoder.model": st.sampled_from(["org/name", "/models/name", "./name"]),
