@@ -1,8 +1,9 @@
 """The columns of a fragment, decoded within bounds.
 
-What a footer says of sizes decides first, before anything is read (`jobs.footers`). It may lie, and a dictionary lets
-a page of a megabyte stand for gigabytes, so rows are decoded a few at a time and counted as they come: a fragment never
-takes much more memory than it is allowed to. The limit of that is the format's: a page is decompressed whole.
+What a footer says of sizes decides first, before anything is read (`jobs.footers`). It may lie, so what the pages say
+of themselves is looked at next, before one of them is decompressed (`jobs.pages`): how many values they hold, which
+must be the footer's, and what they take. And a dictionary lets a page of a megabyte stand for gigabytes, so rows are
+decoded a few at a time and counted as they come.
 
 Columns that are dictionaries for Arrow too bring theirs with every batch, a copy each (10,000 texts of 5 KB, 64 rows a
 batch: 8.5 GB), so they are read in one, and looked up once it is known how long the values are together.
@@ -19,13 +20,14 @@ import pyarrow.parquet as pq
 from jobs.errors import CorpusError
 from jobs.footers import MAX_FRAGMENT_BYTES, is_binary, is_string, leaves_of
 from jobs.fragments import Fragment
-from jobs.parquet import open_parquet, reason_of
+from jobs.pages import pages_in
+from jobs.parquet import Source, open_parquet, quoted, reason_of
 from jobs.storage import Store
 
 # Decoding 54 MB of text takes 0.06 s in batches of 1,024 rows, 0.08 s in such of 64, 0.13 s in such of 8.
 _BATCH_ROWS = 64
 _CODED_BATCH_ROWS = 2**20
-_BATCHES = 8  # that fit into the allowed memory, if each of their values were as long as a whole column
+_BATCHES = 8  # that fit into the allowed memory, if each of their values were as long as a whole page
 _MEND = "write the shard anew, or go on without its rows: input.on_bad_shard=skip"
 
 
@@ -42,17 +44,51 @@ def decode(
     left = _Allowance(max_bytes, fragment)
     columns: dict[str, pa.ChunkedArray] = {}
     try:
-        with store.open(path, fragment.shard.version) as file, open_parquet(file) as parquet:
+        with (
+            store.open(path, fragment.shard.version) as file,
+            open_parquet(source := Source(file)) as parquet,
+        ):
+            largest = _check_pages(source, parquet, fragment, leaves_of(parquet.schema_arrow, names), left)
             coded = [name for name in names if _has_dictionary(parquet.schema_arrow.field(name).type)]
             plain = [name for name in names if name not in coded]
             for some, batches in (
-                (plain, _plain_batches(parquet, fragment, plain, left)),
+                (plain, _plain_batches(parquet, fragment, plain, largest, left)),
                 *(([name], _coded_batches(parquet, fragment, name, left)) for name in coded),
             ):
                 columns |= _columns(some, list(batches), fragment)
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"shard {path!r} cannot be read: {reason_of(error)}; {_MEND}") from error
     return pa.table({name: columns[name] for name in names})
+
+
+def _check_pages(
+    source: Source, parquet: pq.ParquetFile, fragment: Fragment, leaves: Sequence[int], left: _Allowance
+) -> int:
+    """Read what is wanted, and compare what its pages say with the footer; returns the largest page's bytes."""
+    columns = [
+        parquet.metadata.row_group(group).column(leaf) for group in _groups(fragment) for leaf in leaves
+    ]
+    largest = total = 0
+    for column, chunk in zip(columns, source.hold([_range_of(column) for column in columns]), strict=True):
+        pages = list(pages_in(chunk))
+        num_values = sum(page.num_values or 0 for page in pages)
+        if num_values != column.num_values:
+            raise CorpusError(
+                f"shard {fragment.shard.path!r}: the pages of column {quoted(column.path_in_schema)} hold "
+                f"{num_values} values in one of {_row_groups(fragment)}, and the footer says {column.num_values}; "
+                f"{_MEND}"
+            )
+        largest = max([largest, *(page.num_bytes for page in pages)])
+        total += sum(page.num_bytes for page in pages)
+    left.check(total)
+    return largest
+
+
+def _range_of(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    start = column.data_page_offset
+    if column.has_dictionary_page and column.dictionary_page_offset:
+        start = min(start, column.dictionary_page_offset)
+    return start, start + column.total_compressed_size
 
 
 def _columns(
@@ -80,8 +116,16 @@ class _Allowance:
         Raises:
             CorpusError: They are too many.
         """
+        self.check(num_bytes)
         self._left -= num_bytes
-        if self._left < 0:
+
+    def check(self, num_bytes: int) -> None:
+        """Whether so many may come.
+
+        Raises:
+            CorpusError: They are too many.
+        """
+        if num_bytes > self._left:
             raise CorpusError(
                 f"shard {self._fragment.shard.path!r}: {_row_groups(self._fragment)} take more than "
                 f"{self.max_bytes:,} bytes once they are decoded; raise input.max_fragment_bytes, lower "
@@ -91,16 +135,10 @@ class _Allowance:
 
 
 def _plain_batches(
-    parquet: pq.ParquetFile, fragment: Fragment, names: Sequence[str], left: _Allowance
+    parquet: pq.ParquetFile, fragment: Fragment, names: Sequence[str], largest_page: int, left: _Allowance
 ) -> Iterator[pa.RecordBatch]:
-    groups = _groups(fragment)
-    sizes = [
-        parquet.metadata.row_group(group).column(leaf).total_uncompressed_size
-        for group in groups
-        for leaf in leaves_of(parquet.schema_arrow, names)
-    ]
-    rows = min(left.max_bytes // _BATCHES // max(1, 1, *sizes), _BATCH_ROWS)
-    for batch in parquet.iter_batches(max(1, rows), row_groups=groups, columns=list(names)):
+    rows = min(left.max_bytes // _BATCHES // max(1, largest_page), _BATCH_ROWS)
+    for batch in parquet.iter_batches(max(1, rows), row_groups=_groups(fragment), columns=list(names)):
         left.take(batch.nbytes)
         yield batch
 

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import bisect
 import io
 import re
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,9 +34,10 @@ _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]
 
 _TAIL_BYTES = 64 * 2**10  # as much as pyarrow asks for first
 _MOST_FOOTER_BYTES = 256 * 2**20
+_GAP_BYTES = 8 * 2**10
 
 
-def open_parquet(file: BinaryIO) -> pq.ParquetFile:
+def open_parquet(file: BinaryIO | Source) -> pq.ParquetFile:
     """Open a file whoever it is from; extension types come as their storage, see `extensions`.
 
     Raises:
@@ -44,7 +46,10 @@ def open_parquet(file: BinaryIO) -> pq.ParquetFile:
     """
     # The default of the last option differs between releases; True also tells UUID and JSON columns apart.
     return pq.ParquetFile(
-        _disarmed(file), pre_buffer=True, page_checksum_verification=True, arrow_extensions_enabled=True
+        file if isinstance(file, Source) else Source(file),
+        pre_buffer=not isinstance(file, Source),  # who brings its own holds what is going to be read
+        page_checksum_verification=True,
+        arrow_extensions_enabled=True,
     )
 
 
@@ -113,22 +118,6 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(quoted(name) for name in names[:20]) + more
 
 
-def _disarmed(file: BinaryIO) -> BinaryIO:
-    """The file with a footer that names no extension type in its Arrow schema; its end is read here, and once."""
-    size = file.seek(0, io.SEEK_END)
-    start = max(0, size - _TAIL_BYTES)
-    tail = _read_at(file, start, size)
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    if length > size or not tail.endswith(b"PAR1"):
-        return cast("BinaryIO", _WithTail(file, start, tail))  # which pyarrow refuses
-    if length > _MOST_FOOTER_BYTES:
-        raise pa.ArrowInvalid(f"its footer is of {length:,} bytes, and {_MOST_FOOTER_BYTES:,} are allowed")
-    if size - length < start:
-        start, tail = size - length, _read_at(file, size - length, start) + tail
-    footer = len(tail) - length
-    return cast("BinaryIO", _WithTail(file, start, tail[:footer] + _without_extensions(tail[footer:])))
-
-
 def _read_at(file: BinaryIO, start: int, stop: int) -> bytes:
     file.seek(start)
     return file.read(stop - start)
@@ -170,27 +159,69 @@ def _hidden() -> pa.ArrowInvalid:
     return pa.ArrowInvalid("its Arrow schema does not stand in the footer as writers write it")
 
 
-class _WithTail(io.BufferedIOBase):
-    """A file whose end is in memory already, and may be another than on the disk."""
+class Source(io.BufferedIOBase):
+    """A file whose footer names no extension type in its Arrow schema; its end is read here, and once."""
 
-    def __init__(self, file: BinaryIO, start: int, tail: bytes) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._start = start
-        self._tail = tail
-        self._size = start + len(tail)
+        self._held: list[tuple[int, memoryview]] = []
         self._place = 0
+        self._size = file.seek(0, io.SEEK_END)
+        self._start = max(0, self._size - _TAIL_BYTES)
+        self._tail = _read_at(file, self._start, self._size)
+        length = int.from_bytes(self._tail[-8:-4], "little") + 8
+        if length > self._size or not self._tail.endswith(b"PAR1"):
+            return  # which pyarrow refuses
+        if length > _MOST_FOOTER_BYTES:
+            raise pa.ArrowInvalid(
+                f"its footer is of {length:,} bytes, and {_MOST_FOOTER_BYTES:,} are allowed"
+            )
+        start = self._size - length
+        if start < self._start:
+            self._start, self._tail = start, _read_at(file, start, self._start) + self._tail
+        footer = start - self._start
+        self._tail = self._tail[:footer] + _without_extensions(self._tail[footer:])
+
+    def hold(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Read some ranges (start, stop) and keep them; those that are near to each other in one go.
+
+        Raises:
+            pa.ArrowInvalid: They are not in the file.
+        """
+        joined: list[list[int]] = []
+        for start, stop in sorted(ranges):
+            if not 0 <= start <= stop <= self._size:
+                raise pa.ArrowInvalid("the footer says of a column that it lies outside of the file")
+            if joined and start - joined[-1][1] <= _GAP_BYTES:
+                joined[-1][1] = max(joined[-1][1], stop)
+            else:
+                joined.append([start, stop])
+        self._held = [(start, memoryview(self._read_range(start, stop))) for start, stop in joined]
+        return [self._piece(start, stop) for start, stop in ranges]
+
+    def _piece(self, start: int, stop: int) -> memoryview:
+        found = bisect.bisect_right(self._held, start, key=lambda one: one[0]) - 1
+        first, held = self._held[found]
+        return held[start - first : stop - first]
+
+    def _read_range(self, start: int, stop: int) -> bytes:
+        """From the file, and from the end that is in memory."""
+        content = _read_at(self._file, start, min(stop, self._start)) if start < self._start else b""
+        start += len(content)
+        if self._start <= start < stop:
+            last = self._tail[start - self._start : stop - self._start]
+            content = content + last if content else last
+        return content
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As any file's."""
         stop = self._size if size is None or size < 0 else min(self._place + size, self._size)
-        content = b""
-        if self._place < self._start:
-            content = _read_at(self._file, self._place, min(stop, self._start))
-            self._place += len(content)
-        if self._start <= self._place < stop:
-            last = self._tail[self._place - self._start : stop - self._start]
-            self._place += len(last)
-            content = content + last if content else last
+        found = bisect.bisect_right(self._held, self._place, key=lambda one: one[0]) - 1
+        if found >= 0 and stop <= self._held[found][0] + len(self._held[found][1]):
+            content = bytes(self._piece(self._place, stop))
+        else:
+            content = self._read_range(self._place, stop)
+        self._place += len(content)
         return content
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
