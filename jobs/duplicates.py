@@ -5,7 +5,7 @@
 
 A number is its own 128 bits, anything else blake2b of its bytes: that two of a billion ids meet by chance has odds of 1
 to 10^20. Up to `SMALL_ROWS` it happens in this process, beyond in a shuffle on the cluster, where a process
-holds one bucket. It takes one read of the id column, and about a second of a core for a million ids.
+holds one bucket. It takes one read of the id column; a million ids took 3.1 CPU seconds (numbers 1.6) and 185 MiB.
 
 Which row is the first is decided by ids alone: by the shard's path, then the row, and not by whether it gets a vector.
 A null id is a reject of its own and repeats nothing.
@@ -36,7 +36,7 @@ from jobs.rows import Reading, decoded_ids
 from jobs.sections import OnDuplicateId
 from jobs.storage import Location, open_store
 
-SMALL_ROWS = 4_000_000
+SMALL_ROWS = 2_000_000
 _THREADS = 16
 NUM_NAMED = 5
 _BITS = np.dtype([("high", "<u8"), ("low", "<u8")])
