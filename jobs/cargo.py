@@ -12,7 +12,7 @@ stages can split, merge or reorder them, and the accelerator's batches are the e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,15 @@ def pack(cells: Mapping[str, object]) -> pa.Table:
     """One row; a table becomes the stream in its cell."""
     return pa.table(
         {name: _stream(value) if isinstance(value, pa.Table) else [value] for name, value in cells.items()}
+    )
+
+
+def replaced(row: pa.Table, cells: Mapping[str, object], without: Sequence[str] = ()) -> pa.Table:
+    """The same row with these cells, in place of those of the same names, and without some others."""
+    kept = row.drop_columns([name for name in row.column_names if name in cells or name in without])
+    packed = pack(cells)
+    return pa.Table.from_arrays(
+        [*kept.columns, *packed.columns], names=[*kept.column_names, *packed.column_names]
     )
 
 

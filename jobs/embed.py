@@ -51,7 +51,7 @@ from jobs.ranges import CALIBRATION_ROWS, calibrated, keep, sample_of, with_rang
 from jobs.records import LongTextRecord, Manifest, ReadingRecord, Receipt
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading
-from jobs.run_spec import RunSpec, Work
+from jobs.run_spec import MOST_DEADLY_ROWS, RunSpec, Work
 from jobs.storage import Location
 from jobs.summary import Times, show_plan, show_run
 from jobs.sweep import sweep
@@ -120,7 +120,7 @@ def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str,
     if plan.work:
         _check_chunks(job, reading)
         ray_seconds += _connect(job.config)
-        spec = _run_spec(job, reading)
+        spec = replace(_run_spec(job, reading), most_deadly=min(MOST_DEADLY_ROWS, limit.left))
         work = _carry_over(job, plan, spec, console)
         with contextlib.closing(_embed(spec, work, job.config, tally, console)) as receipts:
             for receipt in receipts:

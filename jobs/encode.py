@@ -20,8 +20,8 @@ from encoders.encoder import Encoder
 from encoders.finishing import cast
 from encoders.preflight import preflight
 from encoders.tokenized import TokenizedTexts
-from jobs.cargo import pack, tokens_of, unpack_table, vector_columns
-from jobs.losses import without_lost
+from jobs.cargo import replaced, tokens_of, unpack_table, vector_columns
+from jobs.losses import only, without_deadly, without_lost
 from jobs.run_spec import Encoding, RunSpec, Work
 
 
@@ -46,6 +46,22 @@ class EncodeFragment:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Encode one fragment."""
+        return self.run(row)
+
+    def open(self, row: pa.Table) -> pa.Table:
+        """It comes ready."""
+        return row
+
+    def keep(self, opened: pa.Table, numbers: npt.NDArray[np.int64]) -> pa.Table:
+        """Only the rows of these numbers."""
+        return only(opened, numbers)
+
+    def reject(self, opened: pa.Table, numbers: npt.NDArray[np.int64]) -> pa.Table:
+        """Without the rows of these numbers, of which workers die."""
+        return without_deadly(opened, numbers)
+
+    def run(self, row: pa.Table) -> pa.Table:
+        """Encode it."""
         started = time.perf_counter()
         # The wait before the first fragment is the start of the run, not a lack of readers.
         starved = 0.0 if self._idle_since is None else started - self._idle_since
@@ -83,14 +99,8 @@ class EncodeFragment:
         }
         places = np.concatenate([np.empty(0, np.int64), *lost])
         if len(places):
-            cells |= without_lost(row, pa.table(vectors), places, work.fragment.shard.path)
-        packed = pack(cells)
-        kept = row.drop_columns(
-            [name for name in row.column_names if name in ("tokens", "row_numbers", *cells)]
-        )
-        encoded_row = pa.Table.from_arrays(
-            [*kept.columns, *packed.columns], names=[*kept.column_names, *packed.column_names]
-        )
+            cells |= without_lost(row, pa.table(vectors), places)
+        encoded_row = replaced(row, cells, without=("tokens", "row_numbers"))
         self._idle_since = time.perf_counter()
         return encoded_row
 

@@ -1,7 +1,8 @@
-"""Rows whose text did not fit the encoder's memory even alone: they leave as rejects, and the fragment goes on.
+"""Rows that an encoder cannot have: they leave as rejects, and the fragment goes on.
 
-A row of the corpus goes as a whole, from all views that are made with it, and with all its chunks: counts must balance.
-Which rows those are depends on the machine, unlike all other rejects; the reason says so.
+Some texts do not fit its memory even alone, and are found by trying. Others end its process, and are known by their
+numbers (`jobs.deaths`). A row of the corpus goes as a whole, from all views that are made with it, and with all its
+chunks: counts must balance. Which rows those are depends on the machine, unlike all other rejects; the reason says so.
 """
 
 from __future__ import annotations
@@ -10,43 +11,69 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.cargo import unpack_table
+from jobs.cargo import replaced, unpack_table
+from jobs.rows import KILLED_WORKER
+from jobs.run_spec import Work
 
 OUT_OF_MEMORY = "out_of_memory"
 
 
-def without_lost(
-    row: pa.Table, vectors: pa.Table, lost: npt.NDArray[np.int64], shard: str
-) -> dict[str, pa.Table]:
+def without_lost(row: pa.Table, vectors: pa.Table, lost: npt.NDArray[np.int64]) -> dict[str, pa.Table]:
     """A fragment's rows and vectors without those of the rows that have a lost one, and its rejects with them.
 
     Args:
         row: What the reader said of the fragment.
         vectors: Those of all its texts.
         lost: Places of vectors that there are not.
-        shard: Path of the fragment's shard.
     """
-    rows, rejects, sources = (unpack_table(row, name) for name in ("rows", "rejects", "sources"))
+    numbers, fresh = _numbers(row)
+    gone = fresh[lost]
+    kept = pa.array(~np.isin(numbers, gone))
+    return {
+        "rows": unpack_table(row, "rows").filter(kept),
+        "sources": unpack_table(row, "sources").filter(kept),
+        "vectors": vectors.filter(pa.array(~np.isin(fresh, gone))),
+        "rejects": _with_rejects(row, gone, OUT_OF_MEMORY),
+    }
+
+
+def without_deadly(row: pa.Table, numbers: npt.NDArray[np.int64]) -> pa.Table:
+    """What the reader said of a fragment, with the rows of these numbers among its rejects."""
+    rejects = _with_rejects(row, numbers, KILLED_WORKER)
+    return replaced(only(row, np.setdiff1d(_numbers(row)[0], numbers)), {"rejects": rejects})
+
+
+def only(row: pa.Table, numbers: npt.NDArray[np.int64]) -> pa.Table:
+    """What the reader said of a fragment, of the rows of these numbers alone; rejects stay."""
+    all_rows, fresh = _numbers(row)
+    tokens = unpack_table(row, "tokens")
+    # Chunks that are pooled from their text have one entry there for all of them.
+    texts = fresh if tokens.num_rows == len(fresh) else np.unique(fresh)
+    kept = pa.array(np.isin(all_rows, numbers))
+    cells = {name: unpack_table(row, name).filter(kept) for name in ("rows", "sources", "row_numbers")}
+    return replaced(row, {**cells, "tokens": tokens.filter(pa.array(np.isin(texts, numbers)))})
+
+
+def _numbers(row: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers of all rows, and of those whose vectors are not carried over: the encoder has no others."""
     numbers = unpack_table(row, "row_numbers")["row"].to_numpy()
-    # A vector that is carried over is none of the encoder's.
-    fresh = numbers[sources["source"].is_null().to_numpy()]
-    gone = np.isin(numbers, fresh[lost])
+    return numbers, numbers[unpack_table(row, "sources")["source"].is_null().to_numpy()]
+
+
+def _with_rejects(row: pa.Table, gone: npt.NDArray[np.int64], reason: str) -> pa.Table:
+    rows, rejects = unpack_table(row, "rows"), unpack_table(row, "rejects")
+    shard = Work.from_json(row["work"][0].as_py()).fragment.shard.path
     # Chunks of a row have its number, and stand side by side.
-    _, first = np.unique(numbers, return_index=True)
-    first = first[gone[first]]
+    numbers, first = np.unique(_numbers(row)[0], return_index=True)
+    is_gone = np.isin(numbers, gone)
+    numbers, first = numbers[is_gone], first[is_gone]
     more = pa.Table.from_arrays(
         [
             rows[rejects.schema.names[0]].take(pa.array(first)),
-            pa.array([OUT_OF_MEMORY] * len(first), pa.string()),
+            pa.array([reason] * len(first), pa.string()),
             pa.array([shard] * len(first), pa.string()),
-            pa.array(numbers[first], pa.int64()),
+            pa.array(numbers, pa.int64()),
         ],
         schema=rejects.schema,
     )
-    kept = pa.array(~gone)
-    return {
-        "rows": rows.filter(kept),
-        "sources": sources.filter(kept),
-        "vectors": vectors.filter(pa.array(~np.isin(fresh, fresh[lost]))),
-        "rejects": pa.concat_tables([rejects, more]),
-    }
+    return pa.concat_tables([rejects, more])

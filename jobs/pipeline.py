@@ -29,7 +29,7 @@ from encoders.errors import TaskvecError
 from jobs.blocks import blocks_of
 from jobs.config import ComputeConfig
 from jobs.corpus import Shard
-from jobs.deaths import Deaths, refuse_deadly
+from jobs.deaths import Deaths, survive
 from jobs.errors import JobError
 from jobs.footers import BadShard, Columns, Footer, read_footers
 from jobs.run_spec import RunSpec, Work
@@ -194,21 +194,22 @@ def configure(no_progress_timeout_seconds: int) -> None:
 
 
 class _Actor:
-    """One stage in a process of its own; if Ray has started it again, it keeps count of what it has in hand.
+    """One stage in a process of its own; if Ray has started it again, it says before each step what it has in hand.
 
     What goes wrong while it loads is told with the first row: of a constructor's error Ray keeps the text alone, and
     starts the actor again.
 
     Attributes:
         doing: What it does to a fragment; Ray gives the class another name.
+        restarted: Whether one before it has died.
     """
 
     doing: str
 
     def __init__(self, run: bytes) -> None:
         spec: RunSpec = pickle.loads(run)
-        restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        self._deaths = _deaths_of(spec.deaths) if restarted else None
+        self.restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
+        self._deaths = _deaths_of(spec) if self.restarted else None
         self._failure: TaskvecError | None = None
         try:
             self._stage = self._load(spec)
@@ -220,22 +221,20 @@ class _Actor:
             raise self._failure
         if self._deaths is None:
             return self._stage(row)
-        work = Work.from_json(row["work"][0].as_py())
-        refuse_deadly(self.doing, work, ray.get(self._deaths.begin.remote(self.doing, work.id)))
-        try:
-            return self._stage(row)
-        finally:
-            ray.get(self._deaths.end.remote(self.doing, work.id))
+        return survive(self._stage, self.doing, row, self._ask)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        return ray.get(getattr(self._deaths, method).remote(*arguments))
 
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         """Imports where it runs: torch and transformers take seconds, and the writer and the driver need neither."""
         raise NotImplementedError
 
 
-def _deaths_of(name: str) -> Any:
-    """The count of a run; its process starts when a worker has died, for nobody needs it before."""
-    counter = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Deaths)
-    return counter.options(name=name, get_if_exists=True, lifetime="detached").remote()
+def _deaths_of(run: RunSpec) -> Any:
+    """What a run knows of its deaths; the process starts when a worker has died, for nobody needs it before."""
+    deaths = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Deaths)
+    return deaths.options(name=run.deaths, get_if_exists=True, lifetime="detached").remote(run.most_deadly)
 
 
 class _Read(_Actor):
@@ -275,10 +274,15 @@ class _Calibrate(_Actor):
 
 
 class _Embed:
-    """All stages in one process, a fragment at a time in each: while one is encoded, the next is read."""
+    """All stages in one process, a fragment at a time in each: while one is encoded, the next is read.
+
+    Where an earlier process died there is one at a time in all of them, so that no other fragment is blamed.
+    """
 
     def __init__(self, run: bytes, actors: Sequence[type[_Actor]]) -> None:
-        self._stages = [(Lock(), actor(run)) for actor in actors]
+        alone = Lock()
+        stages = [actor(run) for actor in actors]
+        self._stages = [(alone if stage.restarted else Lock(), stage) for stage in stages]
 
     def __call__(self, row: pa.Table) -> pa.Table:
         for lock, stage in self._stages:

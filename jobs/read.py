@@ -1,10 +1,14 @@
-"""First stage: a fragment's row groups become rows, rejects and token ids. CPU only."""
+"""First stage: a fragment's row groups become rows, rejects and token ids. CPU only.
+
+What is open is a fragment whose rows are read; `jobs.deaths` then has some of them tokenized alone.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +24,20 @@ from jobs.cargo import pack, token_columns
 from jobs.carried import carried_hashes
 from jobs.errors import CorpusError
 from jobs.long_texts import chunk_rows
-from jobs.rows import NO_TOKENS, TOO_LONG, Rows, read_rows, text_hashes, unreadable_rows
+from jobs.rows import KILLED_WORKER, NO_TOKENS, TOO_LONG, Rows, read_rows, text_hashes, unreadable_rows
 from jobs.run_spec import RunSpec, Work
 from jobs.storage import open_store
 
 # Characters of a text that nearly always hold a token.
 _BEGINNING = 64
+
+
+class Opened(NamedTuple):
+    """A fragment whose rows are read, and how long that took."""
+
+    work: Work
+    rows: Rows
+    seconds: float
 
 
 class Reader:
@@ -56,12 +68,32 @@ class Reader:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Read and tokenize one fragment."""
+        return self.run(self.open(row))
+
+    def open(self, row: pa.Table) -> Opened:
+        """Read it."""
         work = Work.from_json(row["work"][0].as_py())
         started = time.perf_counter()
         rows = self._read(work)
         if work.num_sampled is not None:
             rows = rows.sample(work.num_sampled)
-        read = time.perf_counter()
+        return Opened(work, rows, time.perf_counter() - started)
+
+    def keep(self, opened: Opened, numbers: npt.NDArray[np.int64]) -> Opened:
+        """Only the rows of these numbers."""
+        kept = np.flatnonzero(np.isin(opened.rows.row_numbers, numbers))
+        return opened._replace(rows=opened.rows.take(kept.tolist()))
+
+    def reject(self, opened: Opened, numbers: npt.NDArray[np.int64]) -> Opened:
+        """Without the rows of these numbers, of which workers die."""
+        places = np.flatnonzero(np.isin(opened.rows.row_numbers, numbers)).tolist()
+        shard = opened.work.fragment.shard.path
+        return opened._replace(rows=opened.rows.without(places, KILLED_WORKER, self._run.reading, shard))
+
+    def run(self, opened: Opened) -> pa.Table:
+        """Tokenize it."""
+        work, rows, read_seconds = opened
+        started = time.perf_counter()
         rows, tokenized, num_prompts, sources = self._tokenize_fresh(rows, work)
         tokens: dict[str, pa.Array] = {}
         for key, texts in enumerate(tokenized):
@@ -75,8 +107,8 @@ class Reader:
                 "tokens": pa.table(tokens),
                 "num_prompts": num_prompts,
                 "sources": pa.table({"source": sources}),
-                "read_seconds": read - started,
-                "tokenize_seconds": time.perf_counter() - read,
+                "read_seconds": read_seconds,
+                "tokenize_seconds": time.perf_counter() - started,
             }
         )
 

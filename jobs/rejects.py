@@ -34,6 +34,12 @@ class RejectLimit:
         self._rejected: dict[str, Mapping[str, int]] = {}
         self._total = 0
 
+    @property
+    def left(self) -> int:
+        """Rejects that may still come."""
+        most = int(self._max_fraction * self._num_rows)
+        return (most if self._max_rows is None else min(most, self._max_rows)) - self._total
+
     def add(self, receipt: Receipt) -> None:
         """Take in what became of a fragment; two views that were made apart reject the same rows once.
 

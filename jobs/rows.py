@@ -27,6 +27,7 @@ UNDECODABLE = "undecodable"
 NO_TOKENS = "no_tokens"
 TOO_LONG = "too_long"
 UNREADABLE = "unreadable_shard"
+KILLED_WORKER = "killed_worker"
 
 
 @dataclass(frozen=True)

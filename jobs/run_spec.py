@@ -19,6 +19,9 @@ from jobs.fragments import Fragment
 from jobs.rows import Reading
 from jobs.storage import Location
 
+# Of a run, that workers die of; finding one takes minutes where models are large.
+MOST_DEADLY_ROWS = 100
+
 
 @dataclass(frozen=True)
 class ViewSpec:
@@ -73,7 +76,8 @@ class RunSpec:
         compression_level: Of zstd.
         row_group_rows: Of the parts.
         max_fragment_bytes: That the columns of a fragment may take once they are decoded.
-        deaths: Name of the Ray actor that counts which fragments workers died of; "" outside the pipeline.
+        deaths: Name of the Ray actor that knows what workers died of; "" outside the pipeline.
+        most_deadly: Rows that may go without a vector because workers die of them.
     """
 
     corpus: Location
@@ -92,6 +96,7 @@ class RunSpec:
     row_group_rows: int
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES
     deaths: str = ""
+    most_deadly: int = MOST_DEADLY_ROWS
 
     @property
     def encoded_precision(self) -> str:

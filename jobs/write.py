@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.quantization import QUANTIZED, quantize
-from jobs.cargo import as_lists, as_vectors, pack, unpack_table
+from jobs.cargo import as_lists, as_vectors, replaced, unpack_table
 from jobs.carried import CarriedVectors, Embedded
 from jobs.errors import OutputError
 from jobs.parquet import open_plain
@@ -62,20 +62,13 @@ class Writer:
         )
         content = receipt.model_dump_json().encode()
         self._store.create(receipt_path(work), content)
-        spent = row.select(
-            [
-                name
-                for name in row.column_names
-                if name not in ("rows", "vectors", "rejects", "sources", "work")
-            ]
-        )
         num_carried = (len(sources) - sources.null_count) * len(parts)
-        cells = pack(
-            {"receipt": content, "num_carried": num_carried, "write_seconds": time.perf_counter() - started}
-        )
-        return pa.Table.from_arrays(
-            [*spent.columns, *cells.columns], names=[*spent.column_names, *cells.column_names]
-        )
+        cells = {
+            "receipt": content,
+            "num_carried": num_carried,
+            "write_seconds": time.perf_counter() - started,
+        }
+        return replaced(row, cells, without=("rows", "vectors", "rejects", "sources", "work"))
 
     def _write_part(self, work: Work, spec: ViewSpec, rows: pa.Table, embedded: Embedded) -> PartRecord:
         table = part_table(rows, embedded.embedding, embedded.num_tokens, embedded.truncated)

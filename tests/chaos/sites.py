@@ -14,10 +14,10 @@ from tests.integration.clusters import Cluster
 from tests.integration.commands import Outcome, finish, start
 
 FRAGMENT_ROWS = 50
-# A text or two a batch: small fragments take long enough to be hit. Each stage in processes of its own.
+# A text or two a batch: small fragments take long enough to be hit.
 _SLOWLY = tuple(
     part
-    for setting in ("max_batch_tokens=64", "cpus_per_actor=1", "tokenize_concurrency=1")
+    for setting in ("max_batch_tokens=64", "cpus_per_actor=1")
     for part in ("--set", f"compute.{setting}")
 )
 
@@ -46,6 +46,7 @@ class Site:
         environment: Of the command.
         cwd: Where it runs.
         more: Arguments.
+        readers: Processes that read; where there are none (`null`) the encoders do it, and write too.
     """
 
     model: Path
@@ -54,11 +55,13 @@ class Site:
     environment: Mapping[str, str]
     cwd: Path
     more: tuple[str, ...] = field(default=())
+    readers: str = "1"
 
     def arguments(self) -> list[str]:
         places = ["--input", self.corpus, "--output", self.out, "--model", str(self.model)]
         views = ["--task", "clustering", "--fragment-rows", str(FRAGMENT_ROWS)]
-        return [*places, *views, *_SLOWLY, *_AT_ONCE, *self.more]
+        readers = ["--set", f"compute.tokenize_concurrency={self.readers}"]
+        return [*places, *views, *_SLOWLY, *readers, *_AT_ONCE, *self.more]
 
     def start(self, point: Point | None = None, *more: str) -> subprocess.Popen[str]:
         """The command, or the command that gets a signal at a point."""

@@ -1,51 +1,55 @@
-"""A text that ends the process that has it, for good: the run ends too, and says where the text stands."""
+"""Texts that end the process that has them, for good: they become rejects, and all others get their vectors."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.chaos.corpora import write_corpus
+from tests.chaos.plain import rebuild
 from tests.chaos.sites import FRAGMENT_ROWS, Site
-from tests.integration.commands import REPOSITORY, room
+from tests.integration.commands import REPOSITORY, read_dataset, read_rejects, room
 
-TEXTS = {"encoded": "🙂", "read and tokenized": "\N{SKULL AND CROSSBONES}"}
+READER, ENCODER = "\N{SKULL AND CROSSBONES}", "🙂"
+DEADLY = {"s1-120": READER, "s1-121": ENCODER, "s0-49": ENCODER}
 
 
-def poison(shard: Path, row: int, text: str) -> None:
-    """Another text for one row."""
-    table = pq.read_table(shard, partitioning=None)
-    texts = table["text"].to_pylist()
-    texts[row] = text
-    sink = io.BytesIO()
-    pq.write_table(table.set_column(1, "text", pa.array(texts)), sink, row_group_size=FRAGMENT_ROWS)
-    shard.write_bytes(sink.getvalue())
+def poison(corpus: Path) -> None:
+    """Deadly texts for some rows."""
+    for shard in corpus.rglob("*.parquet"):
+        table = pq.read_table(shard, partitioning=None)
+        rows = [DEADLY.get(row["id"], row["text"]) for row in table.to_pylist()]
+        sink = io.BytesIO()
+        pq.write_table(table.set_column(1, "text", pa.array(rows)), sink, row_group_size=FRAGMENT_ROWS)
+        shard.write_bytes(sink.getvalue())
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("doing", TEXTS)
-def test_a_text_that_kills_its_worker_ends_the_run_with_its_place(
-    model: Path, tmp_path: Path, doing: str
-) -> None:
+@pytest.mark.parametrize("readers", ["1", "null"], ids=["stages apart", "stages together"])
+def test_a_text_that_kills_its_worker_becomes_a_reject(model: Path, tmp_path: Path, readers: str) -> None:
     corpus = write_corpus(tmp_path / "corpus", 2, 250)
-    poisoned = corpus / "half=1" / "s1.parquet"
-    poison(poisoned, 120, TEXTS[doing])
+    poison(corpus)
+    out, whole = tmp_path / "out", tmp_path / "whole"
     with room() as where:
         armed = f"{Path(__file__).parent / 'deadly'}:{REPOSITORY}"
         environment = where.environment({"PYTHONPATH": armed})
         local = ("--ray-address", "local", "--num-cpus", "2")
-        site = Site(model, str(corpus), str(tmp_path / "out"), environment, where.elsewhere[2], local)
-        died = site.run()
-        assert died.exit_code == 1
-        assert "rows 100 to 149 of shard 'half=1/s1.parquet'" in died.stderr
-        assert f"were {doing}; nothing is published" in died.stderr
-        assert "5 worker processes in a row died" in died.stderr
-        assert "Traceback" not in died.stderr
-        assert not (tmp_path / "out" / "_manifest.json").exists()
-        poison(poisoned, 120, "harmless")
-        assert site.run().summary["rows"] == 500
-    print(doing, died.seconds)  # noqa: T201
+        site = Site(model, str(corpus), str(out), environment, where.elsewhere[2], local, readers)
+        ended = site.run(timeout=280)
+    assert ended.exit_code == 0, ended.stderr
+    assert (ended.summary["rows"], ended.summary["rejected"]) == (500, 10 + len(DEADLY))
+    rebuild(replace(site, out=str(whole)))  # in this process, in which they are texts as any other
+    expected, found = read_dataset(str(whole)), read_dataset(str(out))
+    kept = expected.filter(pa.array([one not in DEADLY for one in expected["id"].to_pylist()]))
+    assert found.drop_columns(["embedding"]).equals(kept.drop_columns(["embedding"]))
+    vectors, wanted = (np.stack(one["embedding"].to_numpy()) for one in (found, kept))
+    np.testing.assert_allclose(vectors, wanted, atol=1e-6)
+    rejects = {row["id"]: row["reason"] for row in read_rejects(str(out)).to_pylist()}
+    assert {one for one, reason in rejects.items() if reason == "killed_worker"} == set(DEADLY)
+    print(readers, ended.seconds)  # noqa: T201

@@ -21,7 +21,7 @@ def _kill() -> None:
 
 
 def _arm_encoder(module: ModuleType) -> None:
-    original = module.Encoder.encode
+    original = module.Encoder.encode_what_fits
 
     def encode(self: Any, texts: Any, *args: Any) -> Any:
         unknown = texts.token_ids == 1
@@ -29,7 +29,7 @@ def _arm_encoder(module: ModuleType) -> None:
             _kill()
         return original(self, texts, *args)
 
-    module.Encoder.encode = encode
+    module.Encoder.encode_what_fits = encode
 
 
 def _pairs(offsets: Any) -> zip[tuple[int, int]]:
