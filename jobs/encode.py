@@ -84,7 +84,7 @@ class EncodeFragment:
             encoded.vectors[lost[-1]] = 0.0  # they are dropped below, and nothing is stored that is no number
             key = encodings.index(encoding)
             vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.encoded_precision))
-            num_tokens += encoded.num_tokens
+            num_tokens += len(texts.token_ids)  # as the parts have them, equal texts too
             num_padding += encoded.num_padding
         cells: dict[str, object] = {
             "vectors": pa.table(vectors),
