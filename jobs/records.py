@@ -259,8 +259,7 @@ class Manifest(_Record):
     @property
     def digest(self) -> str:
         """Digest of all but the time: equal datasets, equal digests."""
-        unsaid = {"repeated_ids"} if self.repeated_ids is None else set()
-        return digest(self.model_dump(mode="json", exclude={"committed_at", *unsaid}))
+        return digest(self.model_dump(mode="json", exclude={"committed_at"}))
 
 
 def read_manifest(store: Store) -> Manifest | None:
