@@ -1,7 +1,7 @@
 """Whether a manifest agrees with itself: every row of every shard ends up in each view, or is a reject, once.
 
     rows of a shard's cuts = rows of its fragments' receipts;   rows of a receipt = rows with a vector + rejects
-    every fragment is in every view once;   every file is named once;   the spaces of int8 are those of its ranges
+    every fragment is in every view once;   every file is named once, by what made it;   int8 has its space's ranges
 
 No file but the manifest is looked at.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from jobs.files import kind_of
 from jobs.findings import Finding, compare, finding
+from jobs.fragments import part_path
 from jobs.records import MANIFEST, Manifest, Receipt
 
 
@@ -54,11 +55,9 @@ def _check_receipt(manifest: Manifest, receipt: Receipt) -> Iterator[Finding]:
         yield from compare(part.path, f"rows with a vector and rejects of {of}", accounted, receipt.num_rows)
         if view in manifest.views:
             record = manifest.views[view]
-            folder = f"task={record.task}/role={record.role}/"
-            if not part.path.startswith(folder) or kind_of(part.path) != "part":
-                yield finding(
-                    part.path, f"path of a part of {view}", part.path, f"{folder}...part-<digest>.parquet"
-                )
+            made_by = (receipt.fragment, receipt.shard, record.task, record.role, record.space_id)
+            expected = part_path(*made_by)
+            yield from compare(part.path, f"path of a part of {view}", part.path, expected)
         else:
             yield finding(part.path, "view", view, ", ".join(manifest.views))
     if (receipt.rejects is not None) != (receipt.num_rejected > 0):

@@ -60,6 +60,7 @@ def check_rejects(record: FileRecord, receipt: Receipt, reading: Reading, conten
             dict(sorted(receipt.rejected.items())),
         ),
         *compare(record.path, "shards of rejects", shards, [receipt.shard]),
+        *compare(record.path, "distinct rows of rejects", len(table["row"].unique()), table.num_rows),
     ]
 
 

@@ -47,7 +47,12 @@ class Shard:
     @property
     def partitions(self) -> str:
         """The key=value folders of the path as they stand, percent-encoded: "lang=en/year=2024", or ""."""
-        return "/".join(folder for folder in self.path.split("/")[:-1] if folder.find("=") > 0)
+        return partitions_of(self.path)
+
+
+def partitions_of(path: str) -> str:
+    """Those of a shard's path."""
+    return "/".join(folder for folder in path.split("/")[:-1] if folder.find("=") > 0)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass, replace
 
 from encoders.space import Space, digest
 from encoders.tasks import View
-from jobs.corpus import Shard
+from jobs.corpus import Shard, partitions_of
 from jobs.footers import Footer
 
 # Part of every digest: raised when what a part holds changes, so that parts of another make are embedded anew.
@@ -49,13 +49,13 @@ class Fragment:
 
     def part_path(self, view: View, space: Space) -> str:
         """Where this fragment's embeddings in one view go; the name says everything that made them."""
-        made_by = digest([self.id, space.id, str(view)])
-        return "/".join(
-            filter(
-                None,
-                [f"task={view.task}", f"role={view.role}", self.shard.partitions, f"part-{made_by}.parquet"],
-            )
-        )
+        return part_path(self.id, self.shard.path, view.task, view.role, space.id)
+
+
+def part_path(fragment: str, shard: str, task: str, role: str, space_id: str) -> str:
+    """The same by names alone."""
+    name = f"part-{digest([fragment, space_id, f'{task}/{role}'])}.parquet"
+    return "/".join(filter(None, [f"task={task}", f"role={role}", partitions_of(shard), name]))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class RejectLimit:
     def left(self) -> int:
         """Rejects that may still come."""
         most = int(self._max_fraction * self._num_rows)
+        most += (most + 1) / self._num_rows <= self._max_fraction  # 0.29 times 100 is 28.999...
         return (most if self._max_rows is None else min(most, self._max_rows)) - self._total
 
     def add(self, receipt: Receipt) -> None:

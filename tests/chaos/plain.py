@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from jobs.embed import main
 from jobs.encode import EncodeFragment
+from jobs.ranges import Calibrator
 from jobs.read import Reader
 from jobs.run_spec import RunSpec, Work
 from jobs.write import Writer
@@ -33,24 +34,38 @@ def without_ray(before_writing: Between = lambda: None) -> Iterator[None]:
         before_writing: Called once, when everything is encoded and nothing written.
     """
 
-    def embed_fragments(run: RunSpec, work: Sequence[Work], _: object) -> Iterator[dict[str, Any]]:
-        read, encode, write = Reader(run), EncodeFragment(run), Writer(run)
+    def encoded(run: RunSpec, work: Sequence[Work]) -> list[pa.Table]:
+        read, encode = Reader(run), EncodeFragment(run)
         rows = [pa.table({"work": pa.array([piece.to_json()], pa.binary())}) for piece in work]
-        encoded = [encode(read(row)) for row in rows]
+        return [encode(read(row)) for row in rows]
+
+    def embed_fragments(run: RunSpec, work: Sequence[Work], _: object) -> Iterator[dict[str, Any]]:
+        rows, write = encoded(run, work), Writer(run)
         before_writing()
-        for row in encoded:
+        for row in rows:
             yield write(row).to_pylist()[0]
 
+    def calibrate_fragments(run: RunSpec, work: Sequence[Work], _: object) -> Iterator[dict[str, Any]]:
+        calibrate = Calibrator(run)
+        for row in encoded(run, work):
+            yield from calibrate(row).to_pylist()
+
     cluster = {"connect": lambda *_: None, "choose_device": lambda _: "cpu", "choose_cores": lambda _: 1}
-    with patch.multiple("jobs.cluster", **cluster), patch("jobs.pipeline.embed_fragments", embed_fragments):
+    stages = {"embed_fragments": embed_fragments, "calibrate_fragments": calibrate_fragments}
+    with patch.multiple("jobs.cluster", **cluster), patch.multiple("jobs.pipeline", **stages):
         yield
 
 
 def rebuild(site: Site) -> dict[str, Any]:
     """Make a site's output in this process; returns the summary."""
+    return embed(*site.arguments())
+
+
+def embed(*arguments: str) -> dict[str, Any]:
+    """The command in this process; returns the summary."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with without_ray(), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        exit_code = main(site.arguments())
+        exit_code = main(list(arguments))
     assert exit_code == 0, stderr.getvalue()
     summary: dict[str, Any] = json.loads(stdout.getvalue())
     return summary

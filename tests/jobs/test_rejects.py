@@ -18,6 +18,7 @@ def receipt(fragment: str, **rejected: int) -> Receipt:
 )
 def test_a_fraction_allows_just_so_many_rows(num_rows: int, fraction: float, allowed: int) -> None:
     RejectLimit(num_rows, None, fraction, "/out").add(receipt("f", null_text=allowed))
+    assert RejectLimit(num_rows, None, fraction, "/out").left == allowed
     with pytest.raises(TooManyRejectsError, match=rf"{allowed + 1} of {num_rows:,} rows"):
         RejectLimit(num_rows, None, fraction, "/out").add(receipt("f", null_text=allowed + 1))
 
@@ -25,7 +26,9 @@ def test_a_fraction_allows_just_so_many_rows(num_rows: int, fraction: float, all
 def test_a_number_allows_just_so_many_rows_and_all_reasons_are_counted() -> None:
     limit = RejectLimit(1_000_000, 5, 1.0, "s3://bucket/out/")
     limit.add(receipt("a", null_text=2))
+    assert limit.left == 3
     limit.add(receipt("b", too_long=3))
+    assert limit.left == 0
     with pytest.raises(TooManyRejectsError) as caught:
         limit.add(receipt("c", null_text=2))
     for told in (
