@@ -74,7 +74,7 @@ class Encoder:
         self._adapted = adapted
         self._forward = Forward(adapted.module)
         if max_batch_tokens == "auto":
-            max_batch_tokens = batch_tokens(self._forward, adapted.module.config.vocab_size, device)
+            max_batch_tokens = batch_tokens(self._forward, device)
         self.max_batch_tokens = max_batch_tokens
         self.budget_halved = False
         self._most_tokens = max_batch_tokens  # that are still worth a try in this round

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from encoders import devices
+from encoders.batching import Batch
 from encoders.devices import choose_dtype, tokens_that_fit
 from encoders.encoder import Encoder
 from encoders.protocol import resolve_protocol
@@ -77,7 +78,34 @@ def test_on_cpu_nothing_is_tried() -> None:
     def forward(_: Any) -> torch.Tensor:
         raise AssertionError
 
-    assert devices.batch_tokens(forward, 100, CPU) == 2048
+    assert devices.batch_tokens(forward, CPU) == 2048
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError(), RuntimeError("another")])
+def test_on_cuda_the_trial_batch_and_the_free_memory_decide(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With made-up answers of the card: 10 GiB free, 1 GiB before the trial, 2 GiB at its peak."""
+    tried: list[int] = []
+
+    def forward(batch: Batch) -> torch.Tensor:
+        tried.append(len(batch.token_ids))
+        if error is not None:
+            raise error
+        return torch.empty(0)
+
+    answers = {"mem_get_info": (10 * GIB, 0), "memory_allocated": GIB, "max_memory_allocated": 2 * GIB}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+        with pytest.raises(RuntimeError, match="another"):
+            devices.batch_tokens(forward, torch.device("cuda"))
+    else:
+        found = devices.batch_tokens(forward, torch.device("cuda"))
+        assert found == (4096 if error else 5 * 4096)
+    assert tried == [4096]
 
 
 @pytest.mark.gpu
