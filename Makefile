@@ -32,7 +32,9 @@ check: $(INSTALLED)
 	@$(BIN)/mypy
 	@report=$$($(BIN)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
 
-bench-smoke: $(INSTALLED)
+bench-smoke: $(INSTALLED) demo/.corpus
+	@$(BIN)/python benchmarks/encoder.py demo/corpus --model "$$($(BIN)/python examples/minilm.py)" \
+		--texts 50 --rounds 1 --ways ours-float32
 	@$(BIN)/python benchmarks/growth.py 100
 	@$(BIN)/python benchmarks/tiny.py 20 --model "$$($(BIN)/python examples/minilm.py)"
 	@$(BIN)/python benchmarks/pipeline.py --model "$$($(BIN)/python examples/minilm.py)" \

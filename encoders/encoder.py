@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 
 from encoders.batching import Batch, token_budget_batches
+from encoders.devices import Dtype, batch_tokens, choose_device, choose_dtype
 from encoders.errors import EncoderError
 from encoders.finishing import Finisher
 from encoders.forward import Forward
@@ -37,11 +38,6 @@ from encoders.merging import AdaptedBackbone
 from encoders.pooling import pool
 from encoders.protocol import Protocol
 from encoders.tokenized import TokenizedTexts
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-# Tokens of a batch. CPU: 2k and 4k run alike, 1k is slower by 7 to 14 % (benchmarks/LOG.md).
-DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 @dataclass(frozen=True)
@@ -69,17 +65,19 @@ class Encoder:
         protocol: Protocol,
         adapted: AdaptedBackbone,
         device: torch.device,
-        max_batch_tokens: int,
+        max_batch_tokens: int | Literal["auto"],
         num_threads: int | None = None,
     ) -> None:
         self.protocol = protocol
         self.device = device
         self.dtype: torch.dtype = adapted.module.dtype
+        self._adapted = adapted
+        self._forward = Forward(adapted.module)
+        if max_batch_tokens == "auto":
+            max_batch_tokens = batch_tokens(self._forward, device)
         self.max_batch_tokens = max_batch_tokens
         self.budget_halved = False
         self._most_tokens = max_batch_tokens  # that are still worth a try in this round
-        self._adapted = adapted
-        self._forward = Forward(adapted.module)
         self._finish = Finisher(protocol, device)
         self._threads: ThreadPoolExecutor | None = None
         if num_threads is not None:
@@ -105,8 +103,9 @@ class Encoder:
             adapters: Those that `use_adapter` will ask for, by the names that `Protocol.adapter` gives; None is all of
                 the model's. With a single one nothing is kept aside, and it is in use from the start.
             device: `auto` is the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
-            dtype: Of the computation. `auto` is bfloat16 on CUDA and float32 on CPU.
-            max_batch_tokens: Tokens of a batch, padding included; a text longer than that goes alone.
+            dtype: Of the computation. `auto` is bfloat16 on CUDA and on CPUs that compute in it, else float32.
+            max_batch_tokens: Tokens of a batch, padding included; a text longer than that goes alone. `auto` is 2,048
+                on CPU, and on CUDA what fits into half of the memory that is free.
             num_threads: CPU threads, each with batches of its own where the model allows that. None leaves it to
                 torch, which splits each product among its threads; more threads than cores cost dearly.
 
@@ -119,11 +118,10 @@ class Encoder:
         chosen = choose_dtype(dtype, target)
         protocol.check_dtype(str(chosen).removeprefix("torch."))
         backbone = load_backbone(protocol, chosen).to(target)
-        budget = DEFAULT_BATCH_TOKENS[target.type] if max_batch_tokens == "auto" else max_batch_tokens
         adapted = AdaptedBackbone(
             protocol, backbone, protocol.adapters.names if adapters is None else adapters
         )
-        return cls(protocol, adapted, target, budget, num_threads)
+        return cls(protocol, adapted, target, max_batch_tokens, num_threads)
 
     @property
     def adapter(self) -> str | None:
@@ -246,29 +244,3 @@ class Encoder:
 
     def _counts(self, counts: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(counts).to(self.device)
-
-
-def choose_device(device: str) -> torch.device:
-    """The device of that name; `auto` is the GPU if there is one.
-
-    Raises:
-        EncoderError: There is no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EncoderError(
-            f"device {device!r} was asked for, and this process sees no GPU; use device auto or cpu"
-        )
-    known = [*DEFAULT_BATCH_TOKENS, *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if device not in known:
-        raise EncoderError(f"there is no device {device!r} here; use auto, {', '.join(known)}")
-    return torch.device(device)
-
-
-def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """The number format of that name; `auto` is bfloat16 on CUDA and float32 on CPU."""
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    chosen: torch.dtype = getattr(torch, dtype)
-    return chosen

@@ -163,7 +163,8 @@ class ComputeConfig(Section):
     )
     max_batch_tokens: Literal["auto"] | PositiveInt = Field(
         default="auto",
-        description="Tokens in one forward pass, padding included; auto: chosen for the device.",
+        description="Tokens in one forward pass, padding included; auto: 2,048 on CPU, on CUDA what fits into half of "
+        "the memory that is free.",
     )
     preflight: bool = Field(
         default=True,

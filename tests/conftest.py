@@ -1,4 +1,4 @@
-"""No test reaches for the Hub; those that mean S3 have a real server on 127.0.0.1."""
+"""No test reaches for the Hub; those that mean S3 have a real server on 127.0.0.1; all compute in float32."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
+
+from encoders import devices
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,11 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"bucket-{uuid4().hex}"
     S3FileSystem(skip_instance_cache=True).mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _float32() -> Iterator[None]:
+    """Vectors are compared to five digits, so a CPU that has bfloat16 does not take it unless a test says so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "cpu_has_bfloat16", lambda: False)
+        yield

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch.nn.functional import scaled_dot_product_attention
 
-from encoders import forward
+from encoders import attention, forward
 from encoders.batching import Batch
 from encoders.forward import Forward
 
@@ -129,9 +130,43 @@ def test_rope_that_depends_on_the_longest_text_is_not_packed() -> None:
     assert not Forward(backbone_of("LlamaModel", GROUPED, rope_parameters=rope)).packed
 
 
-def test_bfloat16_is_packed_too() -> None:
-    backbone = backbone_of("BertModel", {}).to(torch.bfloat16)
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("longest", [0, 512], ids=["torch's attention", "three steps"])
+def test_in_bfloat16_packed_texts_get_the_states_that_they_get_alone(
+    name: str, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_LONGEST_WRITTEN_OUT", longest)
+    backbone = backbone_of(name, PACKED[name], initializer_range=0.1).to(torch.bfloat16)
     expected = alone(backbone, batch_of(LENGTHS))
     run = Forward(backbone)
     assert run.packed
     assert relative_error(run(batch_of(LENGTHS)).float(), expected.float()) < 0.1
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("heads", [4, 2], ids=["all heads", "shared keys"])
+def test_three_steps_are_torchs_attention(causal: bool, window: int | None, heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, count, 9, 8, generator=generator) for count in (4, heads, heads))
+    mask = attention._window_mask(9, window, causal=causal)
+    expected = scaled_dot_product_attention(
+        query, key, value, mask, is_causal=causal and mask is None, scale=0.3, enable_gqa=True
+    )
+    found = attention._written_out(query, key, value, mask, 0.3, causal=causal)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_self_test_looks_beyond_a_small_window() -> None:
+    for name, lengths in {
+        "ModernBertModel": [15, 5, 5, 2],
+        "MistralModel": [13, 5, 5, 2],
+        "BertModel": [7, 5, 5, 2],
+    }.items():
+        config = backbone_of(name, PACKED[name]).config
+        assert forward._self_test_batch(config).lengths.tolist() == lengths
+
+
+def test_a_way_without_its_mask_fails_the_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_window_mask", lambda *_, **__: None)
+    assert not Forward(backbone_of("ModernBertModel", PACKED["ModernBertModel"])).packed

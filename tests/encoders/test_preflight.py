@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoders import forward
+from encoders import attention
 from encoders.batching import Batch
 from encoders.encoder import Dtype, Encoder
 from encoders.errors import EncoderError
@@ -43,7 +43,7 @@ def test_texts_that_see_each_other_are_caught(tmp_path: Path, monkeypatch: pytes
     def as_one(batch: Batch) -> list[tuple[int, int, int]]:
         return [(0, 1, len(batch.token_ids))]
 
-    monkeypatch.setattr(forward, "_equal_lengths", as_one)
+    monkeypatch.setattr(attention, "equal_lengths", as_one)
     with pytest.raises(
         EncoderError, match=r"encoded together in torch.float32 have a cosine of 0\.\d+ to the plain"
     ):

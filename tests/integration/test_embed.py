@@ -78,7 +78,9 @@ def test_minilm_gives_the_vectors_of_sentence_transformers_also_in_half_precisio
     corpus = write_corpus(tmp_path / "corpus", ("one.parquet",), 100)
     arguments = ["--input", str(corpus), "--output", str(tmp_path / "out"), "--model", str(get_model_path())]
     texts = ["--text-column", "title", "--text-column", "text"]
-    outcome = embed(*arguments, *texts, "--task", "text-matching", "--precision", "float16")
+    outcome = embed(
+        *arguments, *texts, "--task", "text-matching", "--precision", "float16", "--dtype", "float32"
+    )
     assert outcome.summary["embedded"] == 100
     table = read_view(tmp_path / "out", task="text-matching")
     vectors = vectors_of(table)
