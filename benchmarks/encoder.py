@@ -43,6 +43,9 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument(
+        "--floor", type=float, default=0.0, help="fail if one of our ways has a lower ratio in the median"
+    )
     args = parser.parse_args()
     has_onnx = all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "onnxscript")))
     names = [name for name in args.ways if has_onnx or not name.startswith("onnx")]
@@ -51,11 +54,16 @@ def main() -> None:
     texts = texts[:: max(1, len(texts) // args.texts)][: args.texts]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "texts.json").write_text(json.dumps(texts))
-        compare(Path(folder), args.model, texts, names, args.rounds)
+        ratios = compare(Path(folder), args.model, texts, names, args.rounds)
+    low = [f"{name} {ratio:.2f}" for name, ratio in ratios.items() if "ours" in name and ratio < args.floor]
+    if low:
+        raise SystemExit(f"below {args.floor} times {BASELINE}: {', '.join(low)}")
 
 
-def compare(folder: Path, model: str, texts: Sequence[str], names: Sequence[str], rounds: int) -> None:
-    """Start every way, run the rounds in turn, print what came of them."""
+def compare(
+    folder: Path, model: str, texts: Sequence[str], names: Sequence[str], rounds: int
+) -> dict[str, float]:
+    """Start every way, run the rounds in turn, print what came of them; returns the median ratios."""
     num_tokens, num_weights, widths = facts(model, texts)
     ways = {name: Way(name, folder, model, texts) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -70,9 +78,11 @@ def compare(folder: Path, model: str, texts: Sequence[str], names: Sequence[str]
     print(
         "| way | tokens/s | ratio, lowest to highest | GFLOP/s | of peak | lowest cosine |\n|---|---|---|---|---|---|"
     )
+    medians: dict[str, float] = {}
     peaks = {dtype: product_speed(2048, 2048, 2048, dtype) for dtype in ("float32", "bfloat16")}
     for name in names:
         ratios = [theirs / ours for theirs, ours in zip(seconds[BASELINE], seconds[name], strict=True)]
+        medians[name] = statistics.median(ratios)
         speed = num_tokens / statistics.median(seconds[name])
         gigaflops = 2 * num_weights * speed / 1e9
         peak = peaks.get(WAYS[name].dtype)
@@ -81,13 +91,14 @@ def compare(folder: Path, model: str, texts: Sequence[str], names: Sequence[str]
             np.linalg.norm(vectors[name].astype(np.float64), axis=1) * np.linalg.norm(expected, axis=1)
         )
         print(
-            f"| {name} | {speed:,.0f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
+            f"| {name} | {speed:,.0f} | {medians[name]:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
             f"| {gigaflops:.0f} | {share} | {cosine.min():.5f} |"
         )
     for dtype, peak in peaks.items():
         shapes = [(2048, k, n) for k, n in widths]
         at_shapes = ", ".join(f"{k} x {n} {product_speed(m, k, n, dtype):.0f}" for m, k, n in shapes)
         print(f"\n{dtype}: peak {peak:.0f} GFLOP/s; 2,048 tokens at these shapes: {at_shapes}")
+    return medians
 
 
 def facts(model: str, texts: Sequence[str]) -> tuple[int, int, list[tuple[int, int]]]:
