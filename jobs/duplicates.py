@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -153,7 +153,7 @@ def repeated_ids(
     Raises:
         CorpusError: There are some, and `mode` is `fail`; or a shard cannot be read.
     """
-    known = _known(scan, manifest)
+    known = known_repeats(scan.fragments, manifest)
     if mode == "keep_all":
         return None if known else known  # rather what was known than another manifest of the same dataset
     if known is not None and (mode == "keep_first" or not known):
@@ -169,13 +169,13 @@ def repeated_ids(
     return {scan.fragments[number].id: as_ranges(sorted(rows[number])) for number in sorted(rows)}
 
 
-def _known(scan: IdScan, manifest: Manifest | None) -> Mapping[str, str] | None:
+def known_repeats(fragments: Sequence[Fragment], manifest: Manifest | None) -> Mapping[str, str] | None:
     """What the committed dataset's run found, if that holds for these fragments too; None where nobody knows."""
     if manifest is None or manifest.repeated_ids is None:
         return None
     repeated = manifest.repeated_ids
     held = {receipt.fragment for receipt in manifest.receipts}
-    wanted = {fragment.without(repeated.get(fragment.id, "")).id for fragment in scan.fragments}
+    wanted = {fragment.without(repeated.get(fragment.id, "")).id for fragment in fragments}
     return repeated if wanted == held or (not repeated and wanted <= held) else None
 
 

@@ -39,7 +39,7 @@ from jobs.command import Answer, carry_out
 from jobs.commit import build_manifest, publish
 from jobs.config import EncoderConfig, JobConfig, dump_config
 from jobs.corpus import list_corpus
-from jobs.duplicates import IdScan, repeated_ids
+from jobs.duplicates import IdScan, known_repeats, repeated_ids
 from jobs.errors import ConfigurationError, CorpusError, FileChangedError
 from jobs.footers import BadShard, Footer, read_footers
 from jobs.job import Job, folder_of, know_output, set_up
@@ -90,6 +90,9 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
     if dry_run:
         job = know_output(job)
         layout, reading = _lay_out(job, _read_footers(job)[0])
+        if config.input.on_duplicate_id == "keep_first":  # as far as it is known without reading ids
+            known = known_repeats(fragments_of(job.corpus, layout, reading), job.holdings.manifest)
+            layout = replace(layout, repeated_ids=known)
         plan = _plan(job, layout, reading)
         return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
     with held_lease(job.store, lambda text: console.print(text, markup=False, highlight=False)) as lease:

@@ -11,10 +11,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from encoders import devices
+
+# What is drawn fails by what it does, not by the 200 ms that a first call may take on a busy machine.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,8 @@ def test_a_corpus_that_repeats_ids(
     before = snapshot(out)
     assert run(*first)["embedded"] == 0
     assert snapshot(out) == before
+    planned = run(*first, "--dry-run")
+    assert (planned["missing_parts"], planned["rows_to_read"]) == (0, 0)
 
     # a shard whose name comes first takes ids from the old ones; their other rows keep their vectors
     write(corpus / "a.parquet", ["id 7", "id 8"])
