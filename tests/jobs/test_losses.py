@@ -11,11 +11,14 @@ import pyarrow as pa
 import pytest
 import torch
 
+from jobs.cargo import pack, token_columns, tokens_of, unpack_table
 from jobs.encode import EncodeFragment
+from jobs.losses import only, without_deadly
 from jobs.read import Reader
 from jobs.records import Receipt
 from jobs.write import Writer
 from tests.encoders.repositories import write_repository
+from tests.jobs.builders import texts_of
 from tests.jobs.test_long_texts import DOCUMENT, PROMPTS, QUERY, Bench, bench_of, vectors_of
 
 
@@ -85,3 +88,30 @@ def test_a_fragment_of_which_nothing_fits_gives_parts_without_rows(tmp_path: Pat
     assert receipt.num_rejected == 5
     assert receipt.rejected["out_of_memory"] >= 4
     assert bench.part(receipt, QUERY).num_rows == 0
+
+
+def test_rows_whose_vectors_are_carried_over_have_no_tokens_to_be_taken(tmp_path: Path, model: Path) -> None:
+    bench = bench_of(tmp_path, model, "reject")
+    spec, work = bench.run()
+    schema = spec.reading.rejects_schema()
+    row = pack(
+        {
+            "work": work.to_json(),
+            "rows": pa.table({"id": [10, 11, 12, 13]}),
+            "row_numbers": pa.table({"row": pa.array([0, 1, 3, 4], pa.int64())}),
+            "rejects": schema.empty_table(),
+            "sources": pa.table({"source": pa.array([None, 7, None, 8], pa.int32())}),
+            "tokens": pa.table(token_columns(0, texts_of([[5], [6, 6]]))),
+        }
+    )
+    for one, numbers in (
+        (only(row, np.array([1, 2, 3])), [1, 3]),
+        (without_deadly(row, np.array([0, 4])), [1, 3]),
+    ):
+        assert unpack_table(one, "row_numbers")["row"].to_pylist() == numbers
+        assert unpack_table(one, "rows")["id"].to_pylist() == [11, 12]
+        assert unpack_table(one, "sources")["source"].to_pylist() == [7, None]
+        assert tokens_of(unpack_table(one, "tokens"), 0).token_ids.tolist() == [6, 6]
+    rejects = unpack_table(one, "rejects").to_pydict()
+    assert (rejects["id"], rejects["row"]) == ([10, 13], [0, 4])
+    assert set(rejects["reason"]) == {"killed_worker"}
