@@ -4,7 +4,8 @@ It is told where each text begins and how long the longest is, which is reckoned
 Half precision only. Not measured on a card yet.
 
 Source: torch 2.13, `torch/nn/attention/varlen.py`: `window_size` counts tokens to the left and to the right besides the
-token itself, -1 is all of them; `num_splits=1` keeps the order of sums whatever else is in the batch.
+token itself, -1 is all of them. `num_splits`, for sums in an order that no neighbour changes, is not for the kernel
+that torch takes by itself (FlashAttention 2), which does not split (github.com/pytorch/torchtitan/pull/2683).
 """
 
 from __future__ import annotations
@@ -62,7 +63,6 @@ def _attend(
         scale=scaling,
         window_size=window_of(sliding_window, causal=bool(module.is_causal)),
         enable_gqa=key.shape[1] != query.shape[1],
-        num_splits=1,
     )
     assert isinstance(result, Tensor)
     return result[None], None

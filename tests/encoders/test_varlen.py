@@ -28,13 +28,11 @@ def attend_by_hand(
     scale: float | None,
     window_size: tuple[int, int],
     enable_gqa: bool,
-    num_splits: int,
 ) -> torch.Tensor:
     """What the documentation of `varlen_attn` says, text by text, in float32."""
     assert starts is other_starts
     assert starts.dtype == torch.int32
     assert longest == other_longest == int(starts.diff().max())
-    assert num_splits == 1
     assert enable_gqa == (query.shape[1] != key.shape[1])
     left, right = (reach if reach >= 0 else longest for reach in window_size)
     shared = query.shape[1] // key.shape[1]
