@@ -23,6 +23,7 @@ from torch import Tensor
 
 from encoders import attention, varlen
 from encoders.batching import Batch
+from encoders.stretches import runs
 
 # By class name.
 _PACKABLE = frozenset(
@@ -119,7 +120,7 @@ class Forward:
         return bool((packed - alone).float().norm() <= tolerance * alone.float().norm())
 
     def _run_packed(self, batch: Batch) -> Tensor:
-        positions = np.concatenate([np.arange(length) for length in batch.lengths])
+        positions = runs(np.zeros_like(batch.lengths), batch.lengths)
         if type(self._backbone).__name__ in _POSITIONS_FROM_PADDING:
             positions = _positions_from_padding(batch, positions, self._backbone.config.pad_token_id)
         states: Tensor = self._backbone(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from encoders.stretches import Stretches
+from encoders.stretches import Stretches, runs
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,10 @@ class TokenizedTexts:
 
     def take(self, rows: npt.NDArray[np.int64]) -> TokenizedTexts:
         """The texts of some rows, in that order."""
-        ids = [self.token_ids[self.offsets[row] : self.offsets[row + 1]] for row in rows]
-        return TokenizedTexts.joined(
-            ids,
+        lengths = self.lengths[rows]
+        return TokenizedTexts(
+            self.token_ids[runs(self.offsets[rows], lengths)],
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]),
             self.prompt_lengths[rows],
             self.truncated[rows],
             None if self.stretches is None else self.stretches.take(rows),
