@@ -59,7 +59,7 @@ class Site:
 
     def arguments(self) -> list[str]:
         places = ["--input", self.corpus, "--output", self.out, "--model", str(self.model)]
-        views = ["--task", "clustering", "--fragment-rows", str(FRAGMENT_ROWS)]
+        views = ["--task", "clustering", "--dtype", "float32", "--fragment-rows", str(FRAGMENT_ROWS)]
         readers = ["--set", f"compute.tokenize_concurrency={self.readers}"]
         return [*places, *views, *_SLOWLY, *readers, *_AT_ONCE, *self.more]
 

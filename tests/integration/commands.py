@@ -118,7 +118,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> Outcome:
 
 def job() -> list[str]:
     """The command with model, view and fragments as all these tests want them."""
-    model = ["--model", get_model_path(), "--task", "clustering"]
+    model = ["--model", get_model_path(), "--dtype", "float32", "--task", "clustering"]
     fragments = ["--fragment-rows", str(ROW_GROUP_ROWS)]
     return [
         *(sys.executable, "-m", "jobs.embed"),

@@ -45,6 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, model: Path, embed: Embed) ->
     arguments = (
         *("--input", str(folder / "corpus"), "--output", str(folder / "out"), "--model", str(model)),
         *("--set", f"output.views=[{', '.join(VIEWS)}]", "--fragment-rows", "6", "--max-actors", "1"),
+        *("--dtype", "float32"),
     )
     outcome = embed(*arguments)
     assert outcome.exit_code == 0, outcome.stderr

@@ -77,7 +77,7 @@ def write(folder: Path, rows: Sequence[Row], num_shards: int) -> Path:
 def arguments(model: Path, corpus: Path, out: Path, *more: str, views: Sequence[str] = VIEWS) -> list[str]:
     return [
         *("--input", str(corpus), "--output", str(out), "--model", str(model), "--fragment-rows", "40"),
-        *("--set", f"output.views=[{', '.join(views)}]", "--max-actors", "1"),
+        *("--set", f"output.views=[{', '.join(views)}]", "--max-actors", "1", "--dtype", "float32"),
         *("--set", "output.max_rejected_fraction=0.05", *more),
     ]
 

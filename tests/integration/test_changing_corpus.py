@@ -59,7 +59,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, model: Path) -> Case:
         source = ["--input", uri, "--set", f"input.endpoint_url={endpoint}", "--set", "input.anonymous=true"]
     for name in ("a", "b"):
         put(f"{name}.parquet", shard(name, 40))
-    where = [*source, "--output", str(tmp_path / "out"), "--model", str(model)]
+    where = [*source, "--output", str(tmp_path / "out"), "--model", str(model), "--dtype", "float32"]
     task = ["--task", "retrieval", "--role", "document", "--fragment-rows", "20", "--max-actors", "1"]
     return Case((*where, *task, "--set", "output.max_rejected_fraction=0.1"), tmp_path / "out", put, remove)
 

@@ -29,6 +29,7 @@ def test_a_corpus_that_repeats_ids(
     places = ("--input", str(corpus), "--model", str(model), "--task", "retrieval", "--role", "document")
     options = (*places, "--fragment-rows", "5", "--max-actors", "1", "--set", "output.max_rejected_rows=1")
     options = (*options, "--set", "output.max_rejected_fraction=1")
+    options = (*options, "--dtype", "float32")
     first = ("--set", "input.on_duplicate_id=keep_first")
 
     def run(*more: str, where: Path = out) -> Any:

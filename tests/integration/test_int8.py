@@ -44,7 +44,7 @@ class Halves:
     def arguments(self, corpus: str, out: str, *more: str) -> tuple[str, ...]:
         texts = [f"--text-column={name}" for name in ("title", "text")]
         places = ["--input", str(self.folder / corpus), "--output", str(self.folder / out)]
-        view = ["--model", str(self.model), "--task", "retrieval", "--role", "document"]
+        view = ["--model", str(self.model), "--task", "retrieval", "--role", "document", "--dtype", "float32"]
         size = ["--fragment-rows", str(FRAGMENT_ROWS), "--max-actors", "1", "--precision", "int8"]
         return (*places, *view, *texts, *size, *more)
 
