@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -138,7 +138,9 @@ def _attempt(
         if draw.random() < 0.25:
             point = Point(**{**vars(point), "signal": draw.choice(["SIGINT", "SIGTERM"])})
     elif faulty and draw.random() < 0.7:
-        killers = [Killer(cluster, stage, 1) for stage in draw.sample(STAGES, draw.randint(1, 2))]
+        stages = STAGES if place.site.readers != "null" else ("_Embed",)
+        drawn = draw.sample(stages, min(len(stages), draw.randint(1, 2)))
+        killers = [Killer(cluster, stage, 1) for stage in drawn]
     if place.proxy is not None:
         place.proxy.share = draw.choice([0.0, 0.1, 0.2]) if faulty else 0.0
     earlier = sum(place.proxy.injected.values()) if place.proxy else 0
@@ -162,9 +164,12 @@ def _attempt(
 
 @contextmanager
 def places(folder: Path, cluster: Cluster) -> Iterator[list[Place]]:
-    """A job on a disk, and one on S3 behind a proxy that fails requests."""
+    """A job on a disk, and one on S3 behind a proxy that fails requests.
+
+    What a run takes is the start of its processes: two that do everything there, one for each stage here.
+    """
     model = write_repository(folder / "model")
-    on_disk = on_cluster(cluster, model, folder / "corpus", folder / "out")
+    on_disk = replace(on_cluster(cluster, model, folder / "corpus", folder / "out"), readers="null")
     disk = Place("disk", on_disk, on_disk.at(folder / "clean"), open_store(Location(on_disk.corpus)))
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
@@ -183,7 +188,8 @@ def places(folder: Path, cluster: Cluster) -> Iterator[list[Place]]:
 
 
 def _endpoint(url: str) -> tuple[str, ...]:
-    return ("--set", f"input.endpoint_url={url}", "--set", f"output.endpoint_url={url}")
+    uris = ("--set", f"input.endpoint_url={url}", "--set", f"output.endpoint_url={url}")
+    return (*uris, "--max-actors", "1")
 
 
 def run(cluster: Cluster, num_rounds: int, seed: int, first: int = 0) -> Tallied:
