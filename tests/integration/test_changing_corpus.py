@@ -109,6 +109,7 @@ def test_a_removed_shard_fails_the_run_and_is_no_bad_shard(
     failed(case, outcome, "b.parquet is gone since it was listed")
 
 
+@pytest.mark.parametrize("case", ["disk", pytest.param("s3", marks=pytest.mark.chaos)], indirect=True)
 def test_a_run_that_may_plan_anew_embeds_what_is_there_now(
     case: Case, embed: Embed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
