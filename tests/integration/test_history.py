@@ -28,6 +28,7 @@ from tests.integration.conftest import (
 pytestmark = pytest.mark.slow
 
 NUM_RUNS = 5
+FIRST_NEW_ID = 1000  # of the first run's changed shard; each run's are its own
 
 
 def look(*arguments: str) -> Outcome:
@@ -67,7 +68,7 @@ def past(tmp_path_factory: pytest.TempPathFactory, model: Path, embed: Embed) ->
     arguments = arguments_for(model, corpus, out)
     made = Past(corpus, out, arguments, [], [])
     for number in range(NUM_RUNS):
-        pq.write_table(table_of(1000 * number, 10 + number), corpus / "lang=de/b.parquet")
+        pq.write_table(table_of(FIRST_NEW_ID * (number + 1), 10 + number), corpus / "lang=de/b.parquet")
         # another configuration of equal vectors, so that it can be told whose stands beside a manifest
         level = f"output.compression_level={number + 3}"
         assert embed(*arguments, "--set", level).summary["rows"] == 30 + number
@@ -96,7 +97,8 @@ def test_three_datasets_are_readable_and_what_only_older_ones_had_is_gone(past: 
     read = [json.loads(path.read_text()) for path in kept] + [manifest_of(past.out)]
     assert read == past.manifests[-3:]
     for number, manifest in enumerate(read, start=NUM_RUNS - 3):
-        expected = {*range(20), *range(1000 * number, 1000 * number + 10 + number)}
+        first = FIRST_NEW_ID * (number + 1)
+        expected = {*range(20), *range(first, first + 10 + number)}
         assert read_whole(past.out, manifest) == dict.fromkeys(manifest["views"], expected)
     assert parts(past.out).keys() == set().union(*map(paths_of, past.manifests[-3:]))
 
