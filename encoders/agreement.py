@@ -13,10 +13,12 @@ from typing import Any
 from encoders.errors import EncoderError, UnsupportedModelError
 from encoders.families import FAMILIES
 from encoders.family import Family, read_family
-from encoders.modules import Modules, Normalize, Pooling, Standardize, Step, asks_for_own_code, read_modules
+from encoders.modules import Dense, Modules, Normalize, Pooling, Standardize, Step, own_classes, read_modules
+from encoders.native import native_architecture
 from encoders.repository import Repository
 
 _BY_ID = {repository: family for family in FAMILIES for repository in family.repositories}
+_UNREADABLE = {repository: family for family in FAMILIES for repository in family.unreadable}
 
 
 def find_family(repository: Repository, given: str | Mapping[str, Any] | None) -> Family | None:
@@ -28,8 +30,14 @@ def find_family(repository: Repository, given: str | Mapping[str, Any] | None) -
 
     Raises:
         EncoderError: The table has no such id, or another row for this very repository.
+        UnsupportedModelError: The same model is to be had in another repository only.
     """
     own = None if repository.is_local else _BY_ID.get(repository.name)
+    if not repository.is_local and repository.name in _UNREADABLE:
+        readable = ", ".join(_UNREADABLE[repository.name].repositories)
+        raise UnsupportedModelError(
+            f"{repository.name}: nothing but code of its own reads these files; the same model without it is {readable}"
+        )
     if given is None:
         return own
     if own is not None:
@@ -73,6 +81,12 @@ def native_type(repository: Repository, family: Family | None, *, trust_remote_c
             f"{', '.join(map(repr, family.native_of))} only; give such a repository, or read that code and allow it "
             "for a pinned revision (encoder.trust_remote_code)"
         )
+    hidden = native_architecture(repository.name, config)
+    if hidden not in (None, family.native):
+        raise UnsupportedModelError(
+            f"{repository.name}: config.json is that of a {hidden!r} behind code of the repository's own, and the row "
+            f"of {family.name} is for a {family.native!r}; name the model's own row (encoder.protocol)"
+        )
     for key, needed in family.native_if.items():
         if config.get(key, needed) != needed:
             raise UnsupportedModelError(
@@ -82,7 +96,7 @@ def native_type(repository: Repository, family: Family | None, *, trust_remote_c
     return family.native
 
 
-def agreed_modules(repository: Repository, family: Family | None, native: str | None) -> Modules:
+def agreed_modules(repository: Repository, family: Family | None) -> Modules:
     """What follows the backbone, as repository and row say it together.
 
     Raises:
@@ -92,9 +106,14 @@ def agreed_modules(repository: Repository, family: Family | None, native: str | 
         return read_modules(repository)
     more = tuple(Standardize() for _ in family.steps)
     last: tuple[Step, ...] = (Normalize(),) if family.normalize else ()
-    if repository.json("modules.json") is None or (native is not None and asks_for_own_code(repository)):
+    own = own_classes(repository)
+    done = bool(own) and set(own) <= set(family.own_modules)
+    listed = repository.json("modules.json")
+    if listed is None or (done and len(own) == len(listed)):
+        _check_dense(repository, family, ())
         return Modules("", Pooling((family.pooling,), family.include_prompt), (*more, *last))
-    modules = read_modules(repository)
+    modules = read_modules(repository, family.own_modules)
+    _check_dense(repository, family, modules.steps)
     agree(repository, family, "pooling", "+".join(modules.pooling.modes), family.pooling)
     if modules.states_include_prompt:
         agree(repository, family, "include_prompt", modules.pooling.include_prompt, family.include_prompt)
@@ -104,6 +123,49 @@ def agreed_modules(repository: Repository, family: Family | None, native: str | 
         steps = steps[:-1]
     pooling = replace(modules.pooling, include_prompt=family.include_prompt)
     return replace(modules, pooling=pooling, steps=(*steps, *more, *last))
+
+
+def _check_dense(repository: Repository, family: Family, steps: tuple[Step, ...]) -> None:
+    """A projection that is left out leaves plausible vectors, of another space."""
+    found = [step for step in steps if isinstance(step, Dense)]
+    plain = all(not step.bias and step.activation == "Identity" for step in found)
+    widths = tuple(step.out_features for step in found)
+    # A folder may hold a smaller sister of the model.
+    same = len(widths) == len(family.dense) if repository.is_local else widths == family.dense
+    if family.dense and not (plain and same):
+        stated = ", ".join(
+            f"{step.in_features} to {step.out_features} (bias={step.bias}, {step.activation})"
+            for step in found
+        )
+        raise UnsupportedModelError(
+            f"{repository.name}: modules.json lists {stated or 'no projection'} (Dense) behind the pooling, and "
+            f"the row of {family.name} says {len(family.dense)} without bias and activation, to "
+            f"{', '.join(map(str, family.dense))}; fetch modules.json and every folder that it names"
+        )
+
+
+def check_suffix(repository: Repository, family: Family | None, stated: object) -> None:
+    """Refuse a repository whose code puts something behind every text that nobody else would put there.
+
+    Args:
+        repository: The model's files.
+        family: Its row.
+        stated: `suffix` in config_sentence_transformers.json, which only code of the repository's own reads.
+
+    Raises:
+        UnsupportedModelError: No row puts the same there.
+    """
+    if not stated:
+        return
+    if family is None:
+        raise UnsupportedModelError(
+            f"{repository.name}: config_sentence_transformers.json says that {stated!r} stands behind every text, and "
+            "leaves that to code of the repository's own; say it in a protocol: encoder.protocol={prompts: {retrieval: "
+            f"{{query: {{prefix: ..., suffix: {stated!r}}}, ...}}}}, ...}}"
+        )
+    for task, roles in family.prompts.items():
+        for role, prompt in roles.items():
+            agree(repository, family, f"suffix for {task}/{role}", stated, prompt.suffix)
 
 
 def check_length(model: str, family: Family | None, stated: int | None) -> None:

@@ -6,10 +6,12 @@ just a worse vector, and of some it is none at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from encoders.agreement import agree
 from encoders.errors import UnsupportedModelError
 from encoders.family import Family
-from encoders.modules import Dense, Modules, Normalize, Standardize
+from encoders.modules import Dense, Modules, Normalize, Pooling, Standardize, Step
 from encoders.options import EncoderOptions
 from encoders.repository import Repository
 
@@ -35,13 +37,28 @@ def output_dim(
         )
     if family is not None:
         _check_dim(repository, family, full)
-        if wanted is not None and wanted != stated:
-            _check_truncate_dim(repository.name, family, wanted, full, force=options.force_truncate_dim)
+        if wanted is not None:
+            own = "" if options.truncate_dim is not None else " (config_sentence_transformers.json)"
+            _check_truncate_dim(
+                f"{repository.name}{own}", family, wanted, full, force=options.force_truncate_dim
+            )
     return wanted or full
 
 
+def pooled_dim(pooling: Pooling, steps: Sequence[Step], hidden_size: int | None) -> int | None:
+    """Width of the states that are pooled; None where nobody says it.
+
+    The T5 models of sentence-transformers (gtr, sentence-t5, and Instructor from these) state the projected width for
+    the pooling too. There it is only a label, and the projection's own says what it is given.
+    """
+    projection = next((step for step in steps if isinstance(step, Dense)), None)
+    if projection is not None and len(pooling.modes) == 1 and projection.in_features == hidden_size:
+        return hidden_size
+    return pooling.token_dim or hidden_size
+
+
 def _full_dim(model: str, modules: Modules, hidden_size: int | None) -> int:
-    token_dim = modules.pooling.token_dim or hidden_size
+    token_dim = pooled_dim(modules.pooling, modules.steps, hidden_size)
     if token_dim is None:
         raise UnsupportedModelError(f"{model}: neither the pooling nor config.json says the hidden size")
     dim = int(token_dim) * len(modules.pooling.modes)
@@ -72,7 +89,8 @@ def _check_truncate_dim(model: str, family: Family, wanted: int, full: int, *, f
     """
     if family.never_sliced and wanted != full:
         raise UnsupportedModelError(
-            f"{model}: truncate_dim={wanted} is refused: {family.never_sliced}; leave it out for all {full}"
+            f"{model}: truncate_dim={wanted} is refused: {family.never_sliced}; encoder.truncate_dim={full} is all of "
+            "it"
         )
     if force or family.has_dim(wanted, full):
         return
@@ -80,5 +98,5 @@ def _check_truncate_dim(model: str, family: Family, wanted: int, full: int, *, f
     trained += [f"any from {family.truncate_from} up"] if family.truncate_from is not None else []
     raise UnsupportedModelError(
         f"{model} was not trained for vectors of {wanted} dimensions; it was for {', '.join([*trained, str(full)])}; "
-        "take one of these, or slice it all the same: encoder.force_truncate_dim=true"
+        "take one of these (encoder.truncate_dim), or slice it all the same: encoder.force_truncate_dim=true"
     )

@@ -5,6 +5,9 @@ model. What a repository says of itself is read from it and must agree; where it
 on disk has no id, so there the configuration names the row: `encoder.protocol: intfloat/e5-base-v2`.
 
 `python -m encoders.reference` prints the table as README shows it.
+
+Source: what each row names; a model card at the commit that embeddings-benchmark/mteb a905523 pins for that model
+(mteb/models/model_implementations, where the licences are too), the first model's where a row has several.
 """
 
 from __future__ import annotations
@@ -33,14 +36,18 @@ def _chat(role: str) -> Prompt:
     return Prompt(f"<|im_start|>system\n{role}<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n")
 
 
-_E5 = Family(
+# What the models on top of these tokenizers have in common.
+_BERT = Family(first_token="[CLS]", last_token="[SEP]", attention="both", truncate_dims=())
+_XLM_R = replace(_BERT, first_token="<s>", last_token="</s>")
+
+_E5 = replace(
+    _BERT,
     repositories={"intfloat/e5-small-v2": 384, "intfloat/e5-base-v2": 768, "intfloat/e5-large-v2": 1024},
     prompts={task: sides("query: ") for task in STANDARD_TASKS}
     | {"retrieval": sides("query: ", "passage: ")},
     max_seq_length=512,
-    truncate_dims=(),
     licence="mit",
-    source="model card, FAQ 1; arXiv 2212.03533",
+    source="model card at dca8b1a, FAQ 1; arXiv 2212.03533",
 )
 _MULTILINGUAL_E5 = replace(
     _E5,
@@ -49,36 +56,43 @@ _MULTILINGUAL_E5 = replace(
         "intfloat/multilingual-e5-base": 768,
         "intfloat/multilingual-e5-large": 1024,
     },
-    source="model card, FAQ 1; arXiv 2402.05672",
+    first_token="<s>",
+    last_token="</s>",
+    source="model card at fd1525a, FAQ 1; arXiv 2402.05672",
 )
-_E5_INSTRUCT = Family(
+_E5_INSTRUCT = replace(
+    _XLM_R,
     repositories={"intfloat/multilingual-e5-large-instruct": 1024},
     prompts=_instructed(f"Instruct: {INSTRUCTION}\nQuery: "),
     instructions={"retrieval": _WEB_SEARCH, "text-matching": _SIMILAR},
     max_seq_length=512,
-    truncate_dims=(),
     licence="mit",
-    source="model card; microsoft/unilm, e5/utils.py",
+    source="model card at baa7be4; microsoft/unilm, e5/utils.py",
 )
 _E5_MISTRAL = replace(
     _E5_INSTRUCT,
     repositories={"intfloat/e5-mistral-7b-instruct": 4096},
     pooling="lasttoken",
     max_seq_length=4096,
-    first_token="<s>",
-    last_token="</s>",
     ends="added",  # transformers 5 drops the tokenizer's add_eos_token in silence
+    attention="causal",
+    source="model card at 07163b7; microsoft/unilm, e5/utils.py; </s>: mteb a905523, e5_instruct.py",
 )
-_GTE = Family(
-    repositories={"Alibaba-NLP/gte-base-en-v1.5": 768, "Alibaba-NLP/gte-large-en-v1.5": 1024},
+_GTE = replace(
+    _BERT,
+    repositories={
+        "Alibaba-NLP/gte-base-en-v1.5": 768,
+        "Alibaba-NLP/gte-large-en-v1.5": 1024,
+        "alibaba-nlp-community/gte-base-en-v1.5": 768,  # the same in files for transformers' own class
+        "alibaba-nlp-community/gte-large-en-v1.5": 1024,
+    },
     prompts=_BARE,
     pooling="cls",
     max_seq_length=8192,
-    truncate_dims=(),
     native="gte",
     native_of=("new", "gte"),
     licence="apache-2.0",
-    source="model card; arXiv 2407.19669",
+    source="model card at a829fd0; arXiv 2407.19669",
 )
 _GTE_MULTILINGUAL = replace(
     _GTE,
@@ -88,9 +102,16 @@ _GTE_MULTILINGUAL = replace(
     },
     truncate_dims=None,
     truncate_from=128,
+    first_token="<s>",
+    last_token="</s>",
+    source="model card at ca1791e; arXiv 2407.19669",
 )
 _GTE_MODERNBERT = replace(
-    _GTE, repositories={"Alibaba-NLP/gte-modernbert-base": 768}, native=None, native_of=()
+    _GTE,
+    repositories={"Alibaba-NLP/gte-modernbert-base": 768},
+    native=None,
+    native_of=(),
+    source="model card at 7ca8b4c",
 )
 _GTE_QWEN2 = Family(
     repositories={"Alibaba-NLP/gte-Qwen2-1.5B-instruct": 1536, "Alibaba-NLP/gte-Qwen2-7B-instruct": 3584},
@@ -101,12 +122,14 @@ _GTE_QWEN2 = Family(
     truncate_dims=(),
     last_token="<|endoftext|>",
     ends="added",
+    attention="both",
     forbidden_dtypes=("float16",),
-    own_code=True,  # attention looks both ways; in transformers' class of that name it does not
+    own_code=True,  # in transformers' class of that name attention is causal
     licence="apache-2.0",
-    source="model card; float16: embeddings-benchmark/mteb, pull request 4935",
+    source="model card at c6c1b92; the end: mteb a905523, gte_models.py; float16: mteb, pull request 4935",
 )
-_BGE = Family(
+_BGE = replace(
+    _BERT,
     repositories={
         "BAAI/bge-small-en-v1.5": 384,
         "BAAI/bge-base-en-v1.5": 768,
@@ -115,28 +138,31 @@ _BGE = Family(
     prompts=_BARE | {"retrieval": sides("Represent this sentence for searching relevant passages: ", "")},
     pooling="cls",
     max_seq_length=512,
-    truncate_dims=(),
     licence="mit",
-    source="model card",
+    source="model card at 5c38ec7",
 )
-_BGE_M3 = Family(
+_BGE_M3 = replace(
+    _XLM_R,
     repositories={"BAAI/bge-m3": 1024},
     prompts=_BARE,
     pooling="cls",
     max_seq_length=8192,
-    truncate_dims=(),
     licence="mit",
-    source="model card (dense vectors)",
+    source="model card at 5617a9f (dense vectors)",
 )
 _INSTRUCTOR = Family(
     repositories={"hkunlp/instructor-base": 768, "hkunlp/instructor-large": 768, "hkunlp/instructor-xl": 768},
     prompts={task: sides(INSTRUCTION) for task in STANDARD_TASKS},
     strip="both",
     include_prompt=False,
+    dense=(768,),
     max_seq_length=512,
     truncate_dims=(),
+    last_token="</s>",
+    attention="both",
     licence="apache-2.0",
-    source="xlang-ai/instructor-embedding 188ee78, InstructorEmbedding/instructor.py",
+    source="xlang-ai/instructor-embedding 188ee78, InstructorEmbedding/instructor.py; the projection: mteb, pull "
+    "request 4883",
 )
 _QWEN3 = Family(
     repositories={
@@ -151,8 +177,9 @@ _QWEN3 = Family(
     truncate_from=32,
     last_token="<|endoftext|>",
     last_token_id=151643,
+    attention="causal",
     licence="apache-2.0",
-    source="model card; arXiv 2506.05176",
+    source="model card at b22da49; arXiv 2506.05176",
 )
 _ZEMBED = Family(
     repositories={"zeroentropy/zembed-1": 2560, "zeroentropy/zembed-1-embedding": 2560},
@@ -162,8 +189,10 @@ _ZEMBED = Family(
     truncate_dims=(),
     never_sliced="its smaller dimensions are learned projections of the vector, not slices of it",
     ends="none",  # what is pooled is the newline at the end of the suffix
-    licence="cc-by-nc-4.0",
-    source="model card",
+    attention="causal",
+    own_modules=("modeling_zembed.ZembedTransformer",),  # puts the suffix behind the text, and nothing else
+    licence="apache-2.0",  # until 1037887 (2026-03-12) cc-by-nc-4.0, for the same weights
+    source="zeroentropy/zembed-1-embedding at cf13c81 (2026-07-24): model card, config_sentence_transformers.json",
 )
 _GEMMA = Family(
     repositories={"google/embeddinggemma-300m": 768},
@@ -174,13 +203,19 @@ _GEMMA = Family(
         "clustering": sides("task: clustering | query: "),
         "code": sides("task: code retrieval | query: ", "title: none | text: "),
     },
+    dense=(3072, 768),
     max_seq_length=2048,
     truncate_dims=(128, 256, 512),
+    first_token="<bos>",
+    last_token="<eos>",
+    attention="both",
     forbidden_dtypes=("float16",),
     licence="gemma",
-    source="model card; arXiv 2509.20354",
+    source="model card at 64614b0; arXiv 2509.20354; files: huggingface/transformers 0d7e95d, "
+    "models/gemma3/convert_gemma3_weights.py",
 )
-_NOMIC = Family(
+_NOMIC = replace(
+    _BERT,
     repositories={"nomic-ai/nomic-embed-text-v1.5": 768},
     prompts={
         "retrieval": sides("search_query: ", "search_document: "),
@@ -205,22 +240,24 @@ _NOMIC = Family(
         "rotary_scaling_factor": None,
     },
     licence="apache-2.0",
-    source="model card; text-matching: nomic-ai/contrastors 5f7b461, eval/mteb_eval/eval_mteb.py",
+    source="model card at b0753ae; text-matching: nomic-ai/contrastors 5f7b461, eval/mteb_eval/eval_mteb.py",
 )
-_ARCTIC_L = Family(
+_ARCTIC_L = replace(
+    _XLM_R,
     repositories={"Snowflake/snowflake-arctic-embed-l-v2.0": 1024},
     prompts=_BARE | {"retrieval": sides("query: ", "")},
     pooling="cls",
     max_seq_length=8192,
     truncate_dims=(256,),
     licence="apache-2.0",
-    source="model card; arXiv 2412.04506",
+    source="model card at edc2df7; arXiv 2412.04506",
 )
 _ARCTIC_M = replace(  # gte-multilingual's backbone, the large one's is XLM-R
     _ARCTIC_L,
     repositories={"Snowflake/snowflake-arctic-embed-m-v2.0": 768},
     native="gte",
     native_of=("gte",),
+    source="model card at f2a7d59; arXiv 2412.04506",
 )
 _GRANITE = Family(
     repositories={
@@ -231,16 +268,17 @@ _GRANITE = Family(
     pooling="cls",
     max_seq_length=8192,
     truncate_dims=(),
+    attention="both",
     licence="apache-2.0",
-    source="model card; arXiv 2508.21085",
+    source="model card at 6e7b8ce; arXiv 2508.21085",
 )
-_MINILM = Family(
+_MINILM = replace(
+    _BERT,
     repositories={"sentence-transformers/all-MiniLM-L6-v2": 384},
     prompts=_BARE,
     max_seq_length=256,
-    truncate_dims=(),
     licence="apache-2.0",
-    source="model card",
+    source="model card at 8b3219a",
 )
 
 FAMILIES: tuple[Family, ...] = (

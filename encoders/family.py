@@ -12,6 +12,7 @@ The rows are in `encoders.families`. A configuration can write a row of its own 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -48,11 +49,14 @@ class Family:
 
     Attributes:
         repositories: Hub ids, each with the full dimension of its vectors. A row is found by one of them, exactly.
+        unreadable: Hub ids of the same models in files that cannot be read here; who gives one is told of these.
         prompts: What goes around a text, by task and role; `{instruction}` is the place of an instruction.
         instructions: What stands in that place by default, by task; a task without one must be given one.
         strip: Whitespace that is cut off: none, or that around the prompt and around the text.
         pooling: How token states become a vector: one of `encoders.modules.POOLING_MODES`.
         include_prompt: Whether pooling takes in the prompt's tokens.
+        dense: Widths of the linear projections behind the pooling, without bias and activation, whose weights the
+            repository has; none: nothing is known of any.
         steps: What is done to the pooled vector before slicing: `layer_norm` is one without weights.
         normalize: Whether the vector is divided by its L2 norm at the end.
         max_seq_length: Tokens of a text that the model was made for; None leaves it to the repository.
@@ -65,8 +69,10 @@ class Family:
         last_token_id: Its id in the family's own vocabulary.
         ends: `asserted`: the repository's tokenizer puts these tokens there, or it is an error. `added`: put there
             where it does not. `none`: the tokenizer adds no token at all, or it is an error.
+        attention: Whether a token sees those behind it (`both` ways) or not (`causal`); None: not known.
         forbidden_dtypes: Number formats in which the backbone overflows.
         own_code: Whether nothing but the repository's own code gives the model's vectors.
+        own_modules: Classes of the repository's own code in modules.json that do no more than the row does without it.
         native: transformers' `model_type` whose class gives the same states as the repository's own code.
         native_of: The repository's `model_type`s for which that holds.
         native_if: Settings of `config.json` for which that holds, where they are given.
@@ -75,11 +81,13 @@ class Family:
     """
 
     repositories: Mapping[str, int] = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
     prompts: Mapping[str, Mapping[Role, Prompt]] = field(default_factory=dict)
     instructions: Mapping[str, str] = field(default_factory=dict)
     strip: Literal["none", "both"] = "none"
     pooling: Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"] = "mean"
     include_prompt: bool = True
+    dense: tuple[int, ...] = ()
     steps: tuple[Literal["layer_norm"], ...] = ()
     normalize: bool = True
     max_seq_length: int | None = None
@@ -91,8 +99,10 @@ class Family:
     last_token: str | None = None
     last_token_id: int | None = None
     ends: Literal["asserted", "added", "none"] = "asserted"
+    attention: Literal["both", "causal"] | None = None
     forbidden_dtypes: tuple[str, ...] = ()
     own_code: bool = False
+    own_modules: tuple[str, ...] = ()
     native: str | None = None
     native_of: tuple[str, ...] = ()
     native_if: Mapping[str, Any] = field(default_factory=dict)
@@ -112,6 +122,13 @@ class Family:
         return any(
             INSTRUCTION in prompt.prefix for sides in self.prompts.values() for prompt in sides.values()
         )
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Special tokens that its prompts are written with, such as `<|im_start|>`."""
+        prompts = [prompt for sides in self.prompts.values() for prompt in sides.values()]
+        written = "".join(prompt.prefix + prompt.suffix for prompt in prompts)
+        return tuple(dict.fromkeys(re.findall(r"<\|[^<>|\s]+\|>", written)))
 
     def has_dim(self, dim: int, full: int) -> bool:
         """Whether the model was trained to be sliced to a dimension."""

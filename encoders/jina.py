@@ -19,10 +19,12 @@ _V5_SMALL = Family(
     truncate_dims=(32, 64, 128, 256, 512, 768),
     adapters={task: dict.fromkeys(Role, task) for task in _TASKS},
     ends="none",  # the last token of the text itself is pooled
+    attention="causal",
+    own_modules=("custom_st.Transformer",),  # chooses the adapter, pools and divides by the norm
     native="qwen3",
     native_of=("jina_embeddings_v5", "qwen3"),
     licence="cc-by-nc-4.0",
-    source="model card",
+    source="model card at dd76d53; arXiv 2602.15547",
 )
 _V5_NANO = replace(
     _V5_SMALL,
@@ -32,8 +34,10 @@ _V5_NANO = replace(
     last_token="<|end_of_text|>",
     last_token_id=128001,
     ends="asserted",
+    attention="both",
     native="eurobert",
     native_of=("jina_embeddings_v5", "eurobert"),
+    source="model card at 4c1f984; files at 8a7f00a (config.json, custom_st.py); arXiv 2602.15547",
 )
 MERGED = tuple(
     replace(
@@ -47,6 +51,7 @@ MERGED = tuple(
 )
 _V3 = Family(
     repositories={"jinaai/jina-embeddings-v3-hf": 1024},
+    unreadable=("jinaai/jina-embeddings-v3",),
     prompts={task: sides("") for task in _TASKS}
     | {
         "retrieval": sides(
@@ -62,10 +67,13 @@ _V3 = Family(
         "classification": dict.fromkeys(Role, "classification"),
         "clustering": dict.fromkeys(Role, "separation"),
     },
+    first_token="<s>",
+    last_token="</s>",
+    attention="both",
     native="jina_embeddings_v3",
     native_of=("jina_embeddings_v3",),
     licence="cc-by-nc-4.0",
-    source="model card; arXiv 2409.10173",
+    source="files at d18862d; model card of jinaai/jina-embeddings-v3 at 215a6e1; arXiv 2409.10173",
 )
 
 JINA: tuple[Family, ...] = (_V5_SMALL, _V5_NANO, *MERGED, _V3)

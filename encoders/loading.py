@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from encoders.dimensions import pooled_dim
 from encoders.errors import ModelNotFoundError, UnsupportedModelError
 from encoders.native import native_config
 from encoders.protocol import Protocol
+from encoders.repository import no_safetensors
 
 # Parts of an architecture that come after the last hidden state, so their absence changes no vector.
 _UNUSED_PARTS = ("pooler.",)
@@ -49,6 +51,7 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
     _check_fit(protocol, backbone)
     if getattr(backbone.config, "is_causal", None) is False and not remote_code:
         look_both_ways(model, backbone)
+    _check_attention(protocol, backbone)
     return backbone
 
 
@@ -94,9 +97,7 @@ def load_model(
             output_loading_info=True,
         )
     except OSError as error:
-        raise ModelNotFoundError(
-            f"{name}: no safetensors weights in {folder}; weights in pickle files are never loaded ({error})"
-        ) from error
+        raise ModelNotFoundError(f"{no_safetensors(name)} ({error})") from error
     except (ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModelError(f"{name} cannot be loaded: {error}") from error
     missing = [key for key in report["missing_keys"] if not key.startswith(unused)]
@@ -136,7 +137,8 @@ def _check_nothing_left(model: str, backbone: Any, unexpected: Collection[str]) 
 def _check_fit(protocol: Protocol, backbone: Any) -> None:
     """What the small files said must hold for the real backbone."""
     model, kind, config = protocol.repository.name, type(backbone).__name__, backbone.config
-    stated, real = protocol.pooling.token_dim, getattr(config, "hidden_size", None)
+    real = getattr(config, "hidden_size", None)
+    stated = pooled_dim(protocol.pooling, protocol.steps, real)
     if stated is not None and real is not None and stated != real:
         raise UnsupportedModelError(f"{model}: the pooling says {stated} dimensions, the backbone has {real}")
     check_positions(model, backbone, protocol.max_seq_length)
@@ -148,7 +150,6 @@ def _check_fit(protocol: Protocol, backbone: Any) -> None:
         )
 
 
-@torch.no_grad()
 def look_both_ways(model: str, backbone: Any) -> None:
     """Make a causal class's tokens see all others, as `is_causal: false` in its config.json asks.
 
@@ -161,19 +162,46 @@ def look_both_ways(model: str, backbone: Any) -> None:
     for module in backbone.modules():
         if getattr(module, "is_causal", False) is True:
             module.is_causal = False
-    for length, mask in ((4, None), (5, torch.tensor([[1, 1, 1, 1, 0]]))):
+    if _directions(backbone) != {"both"}:
+        raise UnsupportedModelError(
+            f"{model}: config.json says is_causal=false, and {type(backbone).__name__} goes on with causal "
+            "attention, so every vector would be a wrong one; give a repository of a bidirectional class, or "
+            "read its own code and allow it for a pinned revision (encoder.trust_remote_code)"
+        )
+
+
+def _check_attention(protocol: Protocol, backbone: Any) -> None:
+    """A backbone that sees more or less of a text than the model's does gives plausible vectors."""
+    family, config = protocol.family, backbone.config
+    says = f"the row of {family.name}" if family else ""
+    wanted = family.attention if family else None
+    if wanted is None and getattr(config, "use_bidirectional_attention", False):
+        says, wanted = "config.json (use_bidirectional_attention)", "both"
+    if wanted is None:
+        return
+    found = _directions(backbone)
+    if found != {wanted}:
+        raise UnsupportedModelError(
+            f"{protocol.repository.name}: attention of {type(backbone).__name__} is {' or '.join(sorted(found))}, and "
+            f"{says} says {wanted}; so it is another model, or config.json lacks what tells the class "
+            "(is_causal, use_bidirectional_attention): fetch it anew, or name the model's own row (encoder.protocol)"
+        )
+
+
+@torch.no_grad()
+def _directions(backbone: Any) -> set[str]:
+    """How a first token sees those behind it, `both` ways or `causal`: in a text alone, and in one that is padded."""
+    directions = set()
+    own_code = not type(backbone).__module__.startswith("transformers.")
+    for length, mask in ((4, torch.ones(1, 4) if own_code else None), (5, torch.tensor([[1, 1, 1, 1, 0]]))):
         one = torch.arange(1, length + 1)[None]
         other = one.clone()
         other[0, 3] = 0
         before, after = (
             backbone(input_ids=ids, attention_mask=mask).last_hidden_state[0, 0] for ids in (one, other)
         )
-        if torch.equal(before, after):
-            raise UnsupportedModelError(
-                f"{model}: config.json says is_causal=false, and {type(backbone).__name__} goes on with causal "
-                "attention, so every vector would be a wrong one; give a repository of a bidirectional class, or "
-                "read its own code and allow it for a pinned revision (encoder.trust_remote_code)"
-            )
+        directions.add("causal" if torch.equal(before, after) else "both")
+    return directions
 
 
 def check_positions(name: str, model: Any, max_seq_length: int) -> None:

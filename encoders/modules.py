@@ -8,7 +8,7 @@ Source: sentence-transformers 6.2, `sentence_transformer/modules` and `base/modu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,17 +84,22 @@ class Modules:
     states_include_prompt: bool = False
 
 
-def asks_for_own_code(repository: Repository) -> bool:
-    """Whether `modules.json` lists a class that the repository brings itself."""
+def own_classes(repository: Repository) -> tuple[str, ...]:
+    """The classes in `modules.json` that the repository brings itself."""
     listed = repository.json("modules.json")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return any(not str(entry.get("type")).startswith(_OURS) for entry in entries)
+    paths = [str(entry.get("type")) for entry in entries]
+    return tuple(path for path in paths if not path.startswith(_OURS))
 
 
-def read_modules(repository: Repository) -> Modules:
+def read_modules(repository: Repository, transformers: Sequence[str] = ()) -> Modules:
     """Read `modules.json` and the configuration of every module that it lists.
 
     Without the file: mean pooling, or the last token for a causal language model, as sentence-transformers does.
+
+    Args:
+        repository: The model's files.
+        transformers: Classes of its own code that are known to be a Transformer.
 
     Raises:
         UnsupportedModelError: A module or a setting that is not known, or an order that is not.
@@ -113,7 +118,9 @@ def read_modules(repository: Repository) -> Modules:
     for place, entry in enumerate(listed):  # in the file's order; `idx` only says it again
         path, folder = str(entry.get("type")), str(entry.get("path", ""))
         kind = path.rpartition(".")[2]
-        if not path.startswith(_OURS):
+        if path in transformers:
+            kind = "Transformer"
+        elif not path.startswith(_OURS):
             kind = "code of the repository's own"
         config = repository.json_object(folder, "config.json")
         match kind:

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from encoders.adapters import Adapters, resolve_adapters
-from encoders.agreement import agreed_modules, check_length, find_family, native_type
+from encoders.agreement import agreed_modules, check_length, check_suffix, find_family, native_type
 from encoders.dimensions import output_dim
 from encoders.errors import EncoderError, TaskError, UnsupportedModelError
 from encoders.family import Family, Prompt
-from encoders.modules import Modules, Normalize, Pooling, Step
+from encoders.modules import Dense, LayerNorm, Modules, Normalize, Pooling, Step
 from encoders.options import EncoderOptions
 from encoders.prompts import Prompts
 from encoders.repository import Repository, open_repository
@@ -109,6 +109,15 @@ class Protocol:
                 f"{self.repository.name} overflows in {dtype}; take encoder.dtype auto, bfloat16 or float32"
             )
 
+    def check_weights(self) -> None:
+        """Refuse a model without safetensors weights, before anything is started for them.
+
+        Raises:
+            ModelNotFoundError: The backbone or a projection has none.
+        """
+        projections = [step.folder for step in self.steps if isinstance(step, Dense | LayerNorm)]
+        self.repository.check_weights([self.transformer_folder, *projections])
+
     def space(self, task: str, precision: str, *, late_chunk: bool = False) -> Space:
         """The space of the vectors of a task, stored with a precision, of whole texts or of chunks cut late.
 
@@ -185,7 +194,7 @@ def resolve_protocol(
     repository = open_repository(model, revision=revision, remote_code=options.trust_remote_code)
     family = find_family(repository, options.protocol)
     native = native_type(repository, family, trust_remote_code=options.trust_remote_code)
-    modules = agreed_modules(repository, family, native)
+    modules = agreed_modules(repository, family)
     transformer = read_transformer(
         repository,
         modules.transformer_folder,
@@ -197,6 +206,7 @@ def resolve_protocol(
     if options.max_seq_length is None:
         check_length(repository.name, family, transformer.stated_length)
     settings = _read_settings(repository)
+    check_suffix(repository, family, settings.get("suffix"))
     prompts = _read_prompts(repository, settings)
     default_name = settings.get("default_prompt_name")
     if default_name is not None and default_name not in prompts:

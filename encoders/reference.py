@@ -83,7 +83,8 @@ def _pooling(family: Family) -> str:
         words += " without the prompt"
     if family.own_code:
         words += "; needs its own code (`encoder.trust_remote_code`)"
-    return ", then ".join([words, *(step.replace("_", " ") for step in family.steps)])
+    projections = [f"linear to {width}" for width in family.dense]
+    return ", then ".join([words, *projections, *(step.replace("_", " ") for step in family.steps)])
 
 
 def _dims(family: Family) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from encoders.errors import ModelNotFoundError, UnsupportedModelError
@@ -19,6 +20,10 @@ from encoders.errors import ModelNotFoundError, UnsupportedModelError
 # What decides a vector; everything else in a repository (onnx, openvino, pictures, read-mes) is left out.
 _CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _WEIGHT_FILES = ("*.safetensors",)
+# One of them is in every folder that transformers and sentence-transformers take weights from.
+_NAMES_OF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_SECONDS_FOR_A_LIST = 10
 _OTHER_BACKENDS = ("onnx", "openvino")
 
 
@@ -67,6 +72,41 @@ class Repository:
             )
         return self
 
+    def check_weights(self, folders: Sequence[str]) -> None:
+        """Refuse a repository without safetensors in one of these folders, before anything is started for them.
+
+        Of a repository on the Hub whose weights are not here yet the list of files is asked for; where that cannot be
+        had, loading will tell.
+
+        Raises:
+            ModelNotFoundError: There are none.
+        """
+        for folder in folders:
+            names = {path.name for path in (self.path / folder).glob("*")}
+            if not self.is_local and names.isdisjoint(_NAMES_OF_WEIGHTS):
+                listed = self._names_on_hub(folder)
+                if listed is None:
+                    return
+                names = listed
+            if names.isdisjoint(_NAMES_OF_WEIGHTS):
+                pickles = sorted(name for name in names if name.endswith(_PICKLES))
+                raise ModelNotFoundError(
+                    no_safetensors("/".join(filter(None, (self.name, folder))))
+                    + (f" (there is {', '.join(pickles)})" if pickles else "")
+                )
+
+    def _names_on_hub(self, folder: str) -> set[str] | None:
+        from huggingface_hub import HfApi
+
+        try:
+            info = HfApi().model_info(self.name, revision=self.revision, timeout=_SECONDS_FOR_A_LIST)
+        except (
+            Exception
+        ):  # offline, or of one of the HTTP libraries that the Hub's has had: all say the same here
+            return None
+        files = [PurePosixPath(sibling.rfilename) for sibling in info.siblings or ()]
+        return {file.name for file in files if file.parent == PurePosixPath(folder)}
+
     def json(self, *parts: str) -> Any:
         """The content of the JSON file at folders and name, None where the repository has no such file.
 
@@ -91,6 +131,15 @@ class Repository:
                 f"{self.name}: {'/'.join(filter(None, parts))} holds {type(content).__name__}, not an object"
             )
         return content or {}
+
+
+def no_safetensors(where: str) -> str:
+    """What to say of a folder without weights that can be loaded."""
+    return (
+        f"{where}: no safetensors weights, and weights in pickle files are never loaded; give a revision that has them "
+        "(often a pull request on the Hub: revision=refs/pr/N), or convert them: load the model where you trust it, "
+        "save_pretrained it, and give that folder"
+    )
 
 
 def open_repository(

@@ -50,7 +50,7 @@ class Tokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._ends = settle_ends(protocol, self._backend)
+        self._ends = settle_ends(protocol, tokenizer)
         self.truncation_side: str = tokenizer.truncation_side
         self._truncate()
         if protocol.do_lower_case:

@@ -51,6 +51,7 @@ def set_up(config: JobConfig) -> Job:
     encoder = config.encoder
     try:
         protocol = resolve(encoder)
+        protocol.check_weights()
         check_dim(protocol.repository.name, protocol.dim, encoder.precision)
         if encoder.long_text == "late_chunk":
             refuse_late_chunking(protocol)
