@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer
 from transformers import (
     AutoModel,
     EuroBertConfig,
@@ -16,6 +18,7 @@ from transformers import (
     JinaEmbeddingsV3Config,
     JinaEmbeddingsV3Model,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3Model,
 )
@@ -25,6 +28,7 @@ from tests.encoders.repositories import (
     MEAN,
     random_model,
     sizes_for,
+    template,
     write_json,
     write_modules,
     write_tokenizer,
@@ -61,9 +65,28 @@ def unmerged(backbone: PreTrainedModel, folder: Path) -> torch.nn.Module:
     return PeftModel.from_pretrained(deepcopy(backbone), str(folder)).eval()
 
 
-def write_jina_v5(folder: Path, size: str, tasks: tuple[str, ...] = V5_TASKS, **config: Any) -> Path:
-    """A repository in the layout of jinaai/jina-embeddings-v5-text-{small,nano}, weights in bfloat16 as there."""
-    tokenizer = write_tokenizer(folder, "bytes", eos=size == "nano")
+def write_jina_v5(
+    folder: Path,
+    size: str,
+    tasks: tuple[str, ...] = V5_TASKS,
+    *,
+    length: int = MAX_TOKENS,
+    end_id: int = 0,
+    **config: Any,
+) -> Path:
+    """A repository in the layout of jinaai/jina-embeddings-v5-text-{small,nano}, weights in bfloat16 as there.
+
+    Args:
+        folder: Where to.
+        size: small or nano.
+        tasks: That have an adapter.
+        length: Tokens that it takes.
+        end_id: The least id of nano's <|end_of_text|>; the real one's is 128001.
+        config: What config.json says otherwise; "absent" leaves a key out.
+    """
+    tokenizer = write_tokenizer(folder, "bytes", eos=False, model_max_length=length)
+    if size == "nano":
+        tokenizer = _end_texts(folder, tokenizer, end_id)
     shared = {
         "architectures": ["JinaEmbeddingsV5Model"],
         "auto_map": {
@@ -73,7 +96,7 @@ def write_jina_v5(folder: Path, size: str, tasks: tuple[str, ...] = V5_TASKS, **
         "model_type": "jina_embeddings_v5",
         "task_names": list(tasks),
         **sizes_for(tokenizer),
-        "max_position_embeddings": MAX_TOKENS,
+        "max_position_embeddings": length,
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -135,6 +158,25 @@ def write_jina_v5(folder: Path, size: str, tasks: tuple[str, ...] = V5_TASKS, **
     return folder
 
 
+def _end_texts(folder: Path, tokenizer: PreTrainedTokenizerFast, end_id: int) -> PreTrainedTokenizerFast:
+    """The same tokenizer with <|end_of_text|> behind every text, at an id from `end_id` up."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"<unused {number}>": number for number in range(len(vocabulary), end_id)}
+    backend = Tokenizer.from_str(json.dumps(content))
+    backend.add_special_tokens(["<|end_of_text|>"])
+    backend.post_processor = template(backend, "$A <|end_of_text|>")
+    ending = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|end_of_text|>",
+        pad_token="<|endoftext|>",
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    ending.save_pretrained(folder)
+    return ending
+
+
 def native_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
     """The class that such a config.json means, spelled out anew, with random weights."""
     kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -150,10 +192,10 @@ def native_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
     return EuroBertModel(EuroBertConfig(**sizes, **special, mask_token_id=2, rope_parameters=rope)).eval()
 
 
-def write_jina_v3(folder: Path) -> Path:
+def write_jina_v3(folder: Path, *, length: int = MAX_TOKENS) -> Path:
     """A repository in the layout of jinaai/jina-embeddings-v3-hf: a folder for each adapter, embeddings adapted too."""
-    tokenizer = write_tokenizer(folder, "unigram")
-    config = JinaEmbeddingsV3Config(**sizes_for(tokenizer), max_position_embeddings=MAX_TOKENS)
+    tokenizer = write_tokenizer(folder, "unigram", model_max_length=length)
+    config = JinaEmbeddingsV3Config(**sizes_for(tokenizer), max_position_embeddings=length)
     backbone = random_model(JinaEmbeddingsV3Model, config)
     backbone.save_pretrained(folder)
     write_modules(folder, [("Pooling", MEAN), ("Normalize", {})])

@@ -7,8 +7,10 @@ padding and without a line of ours.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -24,7 +27,8 @@ from transformers import (
     EuroBertConfig,
     Gemma3TextConfig,
     Gemma3TextModel,
-    JinaEmbeddingsV3Config,
+    GemmaTokenizer,
+    JinaEmbeddingsV3Model,
     MistralConfig,
     ModernBertConfig,
     NomicBertConfig,
@@ -36,6 +40,13 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from tests.encoders.adapter_repositories import (
+    V5_TASKS,
+    native_backbone,
+    unmerged,
+    write_jina_v3,
+    write_jina_v5,
+)
 from tests.encoders.reference import Vectors
 from tests.encoders.repositories import (
     TRAINING_TEXT,
@@ -69,28 +80,36 @@ class Layout:
     """How a family's repositories look on disk.
 
     Attributes:
-        tokenizer: wordpiece, unigram, unigram-t5, bytes or llama.
+        tokenizer: wordpiece, unigram, unigram-t5, bytes, llama or gemma.
         config: The backbone's configuration, from the sizes that all share.
         pooling: mean, cls or lasttoken, as the authors' code does it.
-        appended: The special token that the tokenizer puts behind a text; byte-level ones only.
-        extra: Special tokens of the vocabulary besides.
+        around: What the tokenizer puts around a text, `$A`; byte-level ones only.
+        named: Special tokens of the vocabulary besides, by their names in tokenizer_config.json.
+        extra: ... and without one.
+        tokenizer_config: What tokenizer_config.json says besides.
         modules: What modules.json lists after the transformer; None: there is none.
-        prompts: What config_sentence_transformers.json declares; None: there is no such file.
+        settings: What config_sentence_transformers.json says; None: there is no such file.
         length: max_seq_length of sentence_bert_config.json; None: there is no such file.
         changes: Keys of config.json that the real ones have besides.
-        code: modeling_qwen.py, where the repository brings its own.
+        transformer: The first class that modules.json lists.
+        code: modeling_qwen.py, where the repository's own code must run.
+        adapted: What writes the whole repository, where it has adapters.
     """
 
     tokenizer: str
     config: Callable[..., PreTrainedConfig]
     pooling: str
-    appended: str | None = None
+    around: str = "$A"
+    named: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     modules: Sequence[Module] | None = ()
-    prompts: Mapping[str, str] | None = None
+    settings: Mapping[str, Any] | None = None
     length: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    transformer: str = "sentence_transformers.models.Transformer"
     code: str | None = None
+    adapted: Callable[[Path], Path] | None = None
 
 
 def _bert(**sizes: Any) -> PreTrainedConfig:
@@ -160,6 +179,7 @@ class Qwen2Model(modeling_qwen2.Qwen2Model):
 """
 _IDENTITY = "linear.Identity"
 _QWEN_QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+_CHAT = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n"
 _REMOTE = {"auto_map": {"AutoConfig": "configuration.Config", "AutoModel": "modeling.Model"}}
 
 LAYOUTS: dict[str, Layout] = {
@@ -177,8 +197,14 @@ LAYOUTS: dict[str, Layout] = {
         _decoder(MistralConfig, 32768),
         "lasttoken",
         modules=[legacy("lasttoken"), NORMALIZE],
-        prompts={"sts_query": "Instruct: Retrieve semantically similar text.\nQuery: "},
+        settings={
+            "prompts": {
+                "web_search_query": _QWEN_QUERY + " ",
+                "sts_query": "Instruct: Retrieve semantically similar text.\nQuery: ",
+            }
+        },
         length=4096,
+        tokenizer_config={"add_bos_token": True, "add_eos_token": True},
     ),
     "Alibaba-NLP/gte-base-en-v1.5": Layout(
         "wordpiece",
@@ -197,15 +223,22 @@ LAYOUTS: dict[str, Layout] = {
         changes=_REMOTE,
     ),
     "Alibaba-NLP/gte-modernbert-base": Layout(
-        "bytes", _modernbert, "cls", modules=[legacy("cls")], length=8192
+        "bytes",
+        _modernbert,
+        "cls",
+        around="[CLS] $A [SEP]",
+        named={"cls_token": "[CLS]", "sep_token": "[SEP]"},
+        modules=[legacy("cls")],
+        length=8192,
     ),
     "Alibaba-NLP/gte-Qwen2-1.5B-instruct": Layout(
         "bytes",
         _qwen2,
         "lasttoken",
         modules=[legacy("lasttoken"), NORMALIZE],
-        prompts={"query": _QWEN_QUERY + " "},
+        settings={"prompts": {"query": _QWEN_QUERY + " "}},
         length=32768,
+        tokenizer_config={"add_eos_token": True},
         changes={"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}},
         code=_BOTH_WAYS,
     ),
@@ -217,49 +250,75 @@ LAYOUTS: dict[str, Layout] = {
         "unigram-t5",
         _t5,
         "mean",
-        modules=[legacy("mean"), dense(WIDTH, 24, _IDENTITY, bias=False), NORMALIZE],
+        # As in the large and the xl one: the width that the pooling states is the projected one.
+        modules=[
+            legacy("mean", word_embedding_dimension=24),
+            dense(WIDTH, 24, _IDENTITY, bias=False),
+            NORMALIZE,
+        ],
         length=512,
     ),
     "Qwen/Qwen3-Embedding-0.6B": Layout(
         "bytes",
         _decoder(Qwen3Config, 32768),
         "lasttoken",
-        appended="<|endoftext|>",
+        around="$A <|endoftext|>",
         modules=[legacy("lasttoken", include_prompt=True), NORMALIZE],
-        prompts={"query": _QWEN_QUERY, "document": ""},
+        settings={"prompts": {"query": _QWEN_QUERY, "document": ""}},
+        tokenizer_config={"add_bos_token": False},
     ),
+    # As at zeroentropy/zembed-1-embedding, cf13c81.
     "zeroentropy/zembed-1": Layout(
         "bytes",
         _decoder(Qwen3Config, 40960),
         "lasttoken",
         extra=("<|im_start|>", "<|im_end|>"),
-        modules=[legacy("lasttoken"), NORMALIZE],
-        prompts={"query": "", "document": ""},
+        modules=[legacy("lasttoken", include_prompt=True), NORMALIZE],
+        settings={
+            "prompts": {"query": _CHAT.format("query"), "document": _CHAT.format("document")},
+            "default_prompt_name": "document",
+            "suffix": "<|im_end|>\n",
+        },
+        length=32768,
+        tokenizer_config={"add_bos_token": False},
+        transformer="modeling_zembed.ZembedTransformer",
     ),
-    "jinaai/jina-embeddings-v5-text-small-retrieval": Layout(
+    "jinaai/jina-embeddings-v5-text-small": Layout(
+        "bytes", Qwen3Config, "lasttoken", adapted=partial(write_jina_v5, size="small", length=32768)
+    ),
+    "jinaai/jina-embeddings-v5-text-nano": Layout(
         "bytes",
-        _decoder(Qwen3Config, 32768),
+        EuroBertConfig,
         "lasttoken",
-        modules=None,
-        prompts={"query": "Query: ", "document": "Document: "},
+        adapted=partial(write_jina_v5, size="nano", length=8192, end_id=128001),
     ),
-    "jinaai/jina-embeddings-v5-text-nano-clustering": Layout(
-        "bytes",
-        _decoder(EuroBertConfig, 8192),
-        "lasttoken",
-        appended="<|end_of_text|>",
-        extra=("<|end_of_text|>",),
-        modules=None,
-    ),
+    **{
+        f"jinaai/jina-embeddings-v5-text-small-{task}": Layout(
+            "bytes",
+            _decoder(Qwen3Config, 32768),
+            "lasttoken",
+            modules=None,
+            settings={"prompts": {"query": "Query: ", "document": "Document: "}},
+        )
+        for task in V5_TASKS
+    },
+    **{
+        f"jinaai/jina-embeddings-v5-text-nano-{task}": Layout(
+            "bytes",
+            _decoder(EuroBertConfig, 8192),
+            "lasttoken",
+            around="$A <|end_of_text|>",
+            named={"eos_token": "<|end_of_text|>"},
+            modules=None,
+        )
+        for task in V5_TASKS
+    },
     "jinaai/jina-embeddings-v3-hf": Layout(
-        "unigram",
-        lambda **sizes: JinaEmbeddingsV3Config(**sizes, max_position_embeddings=8194),
-        "mean",
-        modules=[legacy("mean"), NORMALIZE],
-        length=8192,
+        "unigram", JinaEmbeddingsV3Model.config_class, "mean", adapted=partial(write_jina_v3, length=8194)
     ),
+    # As huggingface/transformers' models/gemma3/convert_gemma3_weights.py writes it.
     "google/embeddinggemma-300m": Layout(
-        "unigram",
+        "gemma",
         _gemma,
         "mean",
         modules=[
@@ -268,13 +327,26 @@ LAYOUTS: dict[str, Layout] = {
             dense(96, WIDTH, _IDENTITY, bias=False),
             NORMALIZE,
         ],
-        prompts={
-            "query": "task: search result | query: ",
-            "document": "title: none | text: ",
-            "Clustering": "task: clustering | query: ",
-            "STS": "task: sentence similarity | query: ",
+        settings={
+            "prompts": {
+                "query": "task: search result | query: ",
+                "document": "title: none | text: ",
+                "BitextMining": "task: search result | query: ",
+                "Clustering": "task: clustering | query: ",
+                "Classification": "task: classification | query: ",
+                "InstructionRetrieval": "task: code retrieval | query: ",
+                "MultilabelClassification": "task: classification | query: ",
+                "PairClassification": "task: sentence similarity | query: ",
+                "Reranking": "task: search result | query: ",
+                "Retrieval": "task: search result | query: ",
+                "Retrieval-query": "task: search result | query: ",
+                "Retrieval-document": "title: none | text: ",
+                "STS": "task: sentence similarity | query: ",
+                "Summarization": "task: summarization | query: ",
+            }
         },
         length=2048,
+        tokenizer_config={"add_bos_token": True, "add_eos_token": True},
     ),
     "nomic-ai/nomic-embed-text-v1.5": Layout(
         "wordpiece",
@@ -289,7 +361,7 @@ LAYOUTS: dict[str, Layout] = {
         _gte,
         "cls",
         modules=[legacy("cls"), NORMALIZE],
-        prompts={"query": "query: "},
+        settings={"prompts": {"query": "query: "}},
         length=8192,
         changes=_REMOTE,
     ),
@@ -298,11 +370,17 @@ LAYOUTS: dict[str, Layout] = {
         _roberta(8192),
         "cls",
         modules=[legacy("cls"), NORMALIZE],
-        prompts={"query": "query: "},
+        settings={"prompts": {"query": "query: "}},
         length=8192,
     ),
     "ibm-granite/granite-embedding-english-r2": Layout(
-        "bytes", _modernbert, "cls", modules=[legacy("cls")], length=8192
+        "bytes",
+        _modernbert,
+        "cls",
+        around="[CLS] $A [SEP]",
+        named={"cls_token": "[CLS]", "sep_token": "[SEP]"},
+        modules=[legacy("cls")],
+        length=8192,
     ),
     "sentence-transformers/all-MiniLM-L6-v2": Layout(
         "wordpiece", _bert, "mean", modules=[legacy("mean"), NORMALIZE], length=256
@@ -313,6 +391,8 @@ LAYOUTS: dict[str, Layout] = {
 def write_family(folder: Path, row: str, **changed: Any) -> Path:
     """Write the repository of a row; `changed` are fields of its layout that are to differ."""
     layout = Layout(**{**LAYOUTS[row].__dict__, **changed})
+    if layout.adapted is not None:
+        return layout.adapted(folder)
     tokenizer = _write_tokenizer(folder, layout)
     config = layout.config(**sizes_for(tokenizer))
     own: dict[str, Any] = {"t5": T5EncoderModel, "gemma3_text": Gemma3TextModel}
@@ -323,31 +403,37 @@ def write_family(folder: Path, row: str, **changed: Any) -> Path:
     if layout.code is not None:
         (folder / "modeling_qwen.py").write_text(layout.code)
     if layout.modules is not None:
-        write_modules(folder, layout.modules)
+        write_modules(folder, layout.modules, layout.transformer)
+    if layout.transformer.startswith("modeling_zembed"):
+        (folder / "modeling_zembed.py").write_text("raise RuntimeError('code of the repository ran')")
+        save_file({"1280": torch.ones(WIDTH, 16)}, folder / "projections.safetensors")
     if layout.length is not None:
         write_json(
             folder / "sentence_bert_config.json", {"max_seq_length": layout.length, "do_lower_case": False}
         )
-    if layout.prompts is not None:
-        write_json(folder / "config_sentence_transformers.json", {"prompts": layout.prompts})
+    if layout.settings is not None:
+        write_json(folder / "config_sentence_transformers.json", layout.settings)
     return folder
 
 
 def _write_tokenizer(folder: Path, layout: Layout) -> PreTrainedTokenizerFast:
-    if layout.tokenizer == "llama":
-        return _write_llama_tokenizer(folder)
-    settings = {"eos": False} if layout.tokenizer == "bytes" else {}
-    tokenizer = write_tokenizer(folder, layout.tokenizer, model_max_length=10**6, **settings)
-    if layout.tokenizer == "bytes":
-        tokenizer.add_tokens(list(layout.extra), special_tokens=True)
-        if layout.appended:
-            backend = tokenizer.backend_tokenizer
-            backend.post_processor = template(backend, f"$A {layout.appended}")
+    if layout.tokenizer in ("llama", "gemma"):
+        tokenizer = {"llama": _llama_tokenizer, "gemma": _gemma_tokenizer}[layout.tokenizer]()
         tokenizer.save_pretrained(folder)
+    else:
+        settings = {"eos": False} if layout.tokenizer == "bytes" else {}
+        tokenizer = write_tokenizer(folder, layout.tokenizer, model_max_length=10**6, **settings)
+    if layout.tokenizer == "bytes":
+        tokenizer.add_special_tokens({**layout.named, "extra_special_tokens": list(layout.extra)})
+        backend = tokenizer.backend_tokenizer
+        backend.post_processor = template(backend, layout.around)
+        tokenizer.save_pretrained(folder)
+    if layout.tokenizer_config:  # transformers 5 leaves out add_eos_token and its like when it saves
+        edit_json(folder / "tokenizer_config.json", **layout.tokenizer_config)
     return tokenizer
 
 
-def _write_llama_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def _llama_tokenizer() -> PreTrainedTokenizerFast:
     """Llama's kind of BPE, which puts <s> before a text and, read by transformers 5, nothing behind it."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
@@ -356,7 +442,7 @@ def _write_llama_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False),
     )
     backend.post_processor = template(backend, "<s> $A")
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
         eos_token="</s>",
@@ -365,18 +451,36 @@ def _write_llama_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         padding_side="left",
         model_max_length=10**6,
     )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+
+
+def _gemma_tokenizer() -> GemmaTokenizer:
+    """Gemma's own class, as its conversion script makes it for the embedding model."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.train_from_iterator(
+        TRAINING_TEXT, trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    )
+    trained = json.loads(backend.to_str())["model"]
+    return GemmaTokenizer(
+        vocab=trained["vocab"],
+        merges=[tuple(merge) for merge in trained["merges"]],
+        add_bos_token=True,
+        add_eos_token=True,
+        padding_side="right",
+        model_max_length=10**6,
+    )
 
 
 def recipe(
-    folder: Path, wholes: Sequence[str], row: str, instruction: str = ""
+    folder: Path, wholes: Sequence[str], row: str, instruction: str = "", adapter: str | None = None
 ) -> tuple[Vectors, list[list[int]]]:
     """What the authors' code does with each whole text (prompt, text, suffix), and the ids that it feeds the model."""
     layout = LAYOUTS[row]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    half = T5EncoderModel if layout.tokenizer == "unigram-t5" else AutoModel
-    model = half.from_pretrained(folder, trust_remote_code=layout.code is not None).eval()
+    tokenizer = _tokenizer(folder, layout.adapted is not None)
+    model = _backbone(folder, layout)
+    if adapter is not None:
+        model = unmerged(model, folder / adapter)
     vectors, fed = [], []
     for whole in wholes:
         ids = tokenizer(whole)["input_ids"]
@@ -397,3 +501,20 @@ def recipe(
         vectors.append(pooled.numpy())
         fed.append(ids)
     return np.stack(vectors), fed
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: Path, has_own_code: bool) -> Any:
+    """Of Jina's v5 the class cannot be found without its own code."""
+    return (PreTrainedTokenizerFast if has_own_code else AutoTokenizer).from_pretrained(folder)
+
+
+def _backbone(folder: Path, layout: Layout) -> Any:
+    """The model without adapters in float32, by transformers alone."""
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] == "jina_embeddings_v5":
+        model = native_backbone(config)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.float()
+    half = T5EncoderModel if layout.tokenizer == "unigram-t5" else AutoModel
+    return half.from_pretrained(folder, trust_remote_code=layout.code is not None).eval()

@@ -102,9 +102,13 @@ def write_repository(
     return folder
 
 
-def write_modules(folder: Path, modules: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+def write_modules(
+    folder: Path,
+    modules: Sequence[tuple[str, Mapping[str, Any]]],
+    transformer: str = "sentence_transformers.models.Transformer",
+) -> None:
     """modules.json, and a numbered folder for each module with its configuration and random weights."""
-    entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    entries = [{"idx": 0, "name": "0", "path": "", "type": transformer}]
     for place, (kind, config) in enumerate(modules, start=1):
         path = f"{place}_{kind}"
         entries.append(

@@ -139,16 +139,6 @@ def test_every_activation_of_the_list_is_one_of_torch(tmp_path: Path) -> None:
         assert step.activation == activation
 
 
-@pytest.mark.parametrize("path", ["custom_st.Transformer", "pylate.models.Dense.Dense", "modeling.Pooling"])
-def test_a_module_of_the_repositorys_own_code_is_refused(path: str, tmp_path: Path) -> None:
-    write_modules(tmp_path, [("Pooling", MEAN)])
-    entries = read_entries(tmp_path)
-    entries[0 if path.endswith("Transformer") else 1]["type"] = path
-    write_json(tmp_path / "modules.json", entries)
-    with pytest.raises(UnsupportedModelError, match="code of the repository's own"):
-        read(tmp_path)
-
-
 @pytest.mark.parametrize("content", [{}, {"0": "Transformer"}, ["Transformer"], "Transformer", []])
 def test_a_list_of_modules_that_is_none_is_an_error(content: Any, tmp_path: Path) -> None:
     write_json(tmp_path / "modules.json", content)

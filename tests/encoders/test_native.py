@@ -119,7 +119,7 @@ def test_jina_v5_pools_the_token_that_its_tokenizer_ends_with(
 ) -> None:
     protocol = resolve_protocol(str(repositories[size]))
     tokens = Tokenizer(protocol).prepare(["Paris"], "Query: ").token_ids
-    end = Backend.from_file(str(repositories[size] / "tokenizer.json")).token_to_id("<|endoftext|>")
+    end = Backend.from_file(str(repositories[size] / "tokenizer.json")).token_to_id("<|end_of_text|>")
     assert (tokens[-1] == end) == (size == "nano")
     assert protocol.pooling.modes == ("lasttoken",)
     assert protocol.normalize

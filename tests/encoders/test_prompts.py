@@ -11,7 +11,7 @@ from encoders.errors import EncoderError, TaskError
 from encoders.family import Prompt, read_family
 from encoders.protocol import EncoderOptions, Protocol, resolve_protocol
 from encoders.tasks import Role, View
-from tests.encoders.repositories import MEAN, WIDTH, write_json, write_modules
+from tests.encoders.repositories import MEAN, WIDTH, dense, write_json, write_modules
 
 QUERY, DOCUMENT = View("retrieval", Role.QUERY), View("retrieval", Role.DOCUMENT)
 CLUSTERING = View("clustering", Role.DOCUMENT)
@@ -20,7 +20,8 @@ E5_INSTRUCT, E5 = "intfloat/multilingual-e5-large-instruct", "intfloat/e5-base-v
 
 def resolve(folder: Path, declared: dict[str, str] | None = None, **options: Any) -> Protocol:
     """The protocol of a mean-pooling repository without weights."""
-    write_modules(folder, [("Pooling", MEAN), ("Normalize", {})])
+    projections = [dense(WIDTH, WIDTH, "linear.Identity", bias=False)] if "hkunlp" in str(options) else []
+    write_modules(folder, [("Pooling", MEAN), *projections, ("Normalize", {})])
     write_json(folder / "config.json", {"model_type": "bert", "hidden_size": WIDTH})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 48})
     write_json(folder / "config_sentence_transformers.json", {"prompts": declared or {}})

@@ -35,11 +35,22 @@ def zembed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A last-token model that says nothing of prompts."""
+    return write_family(
+        tmp_path_factory.mktemp("model") / "silent",
+        "zeroentropy/zembed-1",
+        transformer="sentence_transformers.models.Transformer",
+        settings={"prompts": {"query": "", "document": ""}},
+    )
+
+
 def test_all_that_goes_around_a_text_is_shown_without_weights(
     zembed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts, printed = shown(capsys, zembed, "--set", "encoder.protocol=zeroentropy/zembed-1")
-    assert (facts["row"], facts["licence"], facts["dim"]) == ("zeroentropy/zembed-1", "cc-by-nc-4.0", 32)
+    assert (facts["row"], facts["licence"], facts["dim"]) == ("zeroentropy/zembed-1", "apache-2.0", 32)
     assert (facts["pooling"], facts["max_seq_length"]) == ("lasttoken", 32768)
     query, document = facts["views"]
     assert query["before"] == "<|im_start|>system\nquery<|im_end|>\n<|im_start|>user\n"
@@ -50,16 +61,16 @@ def test_all_that_goes_around_a_text_is_shown_without_weights(
     assert r"'<|im_end|>\n'" in printed
 
 
-def test_the_space_is_that_of_a_run(zembed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_space_is_that_of_a_run(silent: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_encoder(
         None,
         [
-            ("encoder.model", str(zembed)),
+            ("encoder.model", str(silent)),
             ("encoder.protocol", {"prompts": {"clustering": "c: "}, "pooling": "lasttoken"}),
         ],
     )
     facts, _ = shown(
-        capsys, zembed, "--set", 'encoder.protocol={prompts: {clustering: "c: "}, pooling: lasttoken}'
+        capsys, silent, "--set", 'encoder.protocol={prompts: {clustering: "c: "}, pooling: lasttoken}'
     )
     [clustering] = facts["views"]
     assert (clustering["task"], clustering["role"], clustering["before"]) == ("clustering", "document", "c: ")
@@ -68,9 +79,9 @@ def test_the_space_is_that_of_a_run(zembed: Path, capsys: pytest.CaptureFixture[
 
 
 def test_raw_text_for_want_of_prompts_is_called_that(
-    zembed: Path, capsys: pytest.CaptureFixture[str]
+    silent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts, printed = shown(capsys, zembed)
+    facts, printed = shown(capsys, silent)
     assert facts["row"] is None
     assert {(view["before"], view["raw_text"]) for view in facts["views"]} == {("", True)}
     assert "no prompts: raw text" in " ".join(printed.split())
@@ -104,7 +115,7 @@ def test_only_the_encoders_section_is_needed(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_done_is_the_same_error_as_in_a_run(
-    zembed: Path, capsys: pytest.CaptureFixture[str]
+    zembed: Path, silent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--show-protocol", "--model", str(zembed), "--set", "encoder.protocol=zeroentropy/zembed-1"]
     assert main([*flags, "--truncate-dim", "16"]) == 2
@@ -112,7 +123,7 @@ def test_what_cannot_be_done_is_the_same_error_as_in_a_run(
     with pytest.raises(ConfigurationError, match="the configuration has"):
         load_encoder(None, [("encoder.model", "m"), ("encoder.force_truncate_dim", True)])
     config = EncoderConfig(
-        model=str(zembed), protocol={"forbidden_dtypes": ["float16"], "pooling": "lasttoken"}, dtype="float16"
+        model=str(silent), protocol={"forbidden_dtypes": ["float16"], "pooling": "lasttoken"}, dtype="float16"
     )
     with pytest.raises(EncoderError, match="overflows in float16"):
         resolve(config)
@@ -124,12 +135,23 @@ def test_mtebs_task_types_are_names_of_the_tasks() -> None:
     assert view_of("PairClassification") == view_of("similarity") == view_of("text-matching")
 
 
-def test_a_plan_says_which_views_get_raw_text(
+def test_a_model_without_weights_is_refused_before_anything_starts(
     zembed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = tmp_path / "corpus.parquet"
     pq.write_table(pa.table({"id": ["a"], "text": ["Paris"]}), corpus)
-    run = ["--dry-run", "--input", str(corpus), "--output", str(tmp_path / "out"), "--model", str(zembed)]
+    run = ["--input", str(corpus), "--output", str(tmp_path / "out"), "--model", str(zembed)]
+    view = ["--set", "encoder.protocol=zeroentropy/zembed-1", "--task", "retrieval", "--role", "query"]
+    assert main([*run, *view]) == 2
+    assert "no safetensors weights" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_plan_says_which_views_get_raw_text(
+    silent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text": ["Paris"]}), corpus)
+    run = ["--dry-run", "--input", str(corpus), "--output", str(tmp_path / "out"), "--model", str(silent)]
     assert main([*run, "--task", "clustering"]) == 0
     assert "no prompts raw text for clustering/document" in " ".join(capsys.readouterr().err.split())
     row = ["--set", "encoder.protocol=zeroentropy/zembed-1"]
