@@ -32,6 +32,7 @@ from encoders.devices import Dtype, batch_tokens, choose_device, choose_dtype
 from encoders.errors import EncoderError
 from encoders.finishing import Finisher
 from encoders.forward import Forward
+from encoders.linear import pack_linears
 from encoders.loading import load_backbone
 from encoders.memory import free_memory, is_out_of_memory
 from encoders.merging import AdaptedBackbone
@@ -121,6 +122,8 @@ class Encoder:
         adapted = AdaptedBackbone(
             protocol, backbone, protocol.adapters.names if adapters is None else adapters
         )
+        if target.type == "cpu":
+            pack_linears(backbone, keep_weights=adapted.changes)
         return cls(protocol, adapted, target, max_batch_tokens, num_threads)
 
     @property

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from encoders.adapters import HONOURED, WEIGHTS_FILE, AdapterFolder, read_config
 from encoders.errors import EncoderError, UnsupportedModelError
+from encoders.linear import repack
 from encoders.loading import load_backbone, stored_dtype
 from encoders.protocol import Protocol
 
@@ -37,6 +38,7 @@ class AdaptedBackbone:
     Attributes:
         module: The backbone; the same object and the same storage whatever is active.
         active: The adapter whose weights are in it now; None is none of them.
+        changes: Whether there are several, so that its weights will change.
         is_chosen: Whether they are there because somebody asked for them.
     """
 
@@ -55,6 +57,7 @@ class AdaptedBackbone:
         self.module = backbone
         self.active: str | None = None
         self.is_chosen = False
+        self.changes = len(set(names)) > 1
         self._model = protocol.repository.name
         self._max_seq_length = protocol.max_seq_length
         self._layers: dict[str | None, Mapping[str, Any]] = {
@@ -67,10 +70,10 @@ class AdaptedBackbone:
                 self._layers[name] = _read(self._folders[name], backbone)
         self._pristine: dict[str, Tensor] = {}
         if self._folders:
-            self._pristine = self._pristine_weights(protocol, keep=len(set(names)) > 1)
+            self._pristine = self._pristine_weights(protocol, keep=self.changes)
             self._check_effects()
         self.is_chosen = False
-        if len(set(names)) == 1:
+        if not self.changes:
             self.activate(names[0])
             self._layers, self._pristine = {names[0]: {}}, {}
 
@@ -94,6 +97,8 @@ class AdaptedBackbone:
             self.module.get_submodule(path).weight.copy_(self._pristine[path])
         for path, layer in wanted.items():
             self._merge(path, layer)
+        for path in present.keys() | wanted.keys():
+            repack(self.module.get_submodule(path))
         self.active = name
 
     def _merge(self, path: str, layer: Any) -> None:
