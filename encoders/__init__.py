@@ -23,6 +23,8 @@
     loading      weights -> backbone
     merging      the backbone with one of its adapters at a time
     encoder      the six above around one backbone on one device
+    preflight    whether it gives what the plain path gives (plain: weights from the files, in float32);
+                 token_preflight: whether token ids are those of the whole text
 
 Rerankers score (query, document) pairs, in the same steps:
 

@@ -18,7 +18,7 @@ text that does not fit even alone is tried once more when nothing else is under 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -196,11 +196,20 @@ class Encoder:
                 self.max_batch_tokens, self.budget_halved = max(1, self.max_batch_tokens // 2), True
         return Encoded(vectors, num_tokens, num_padding, left)
 
-    def reference(self, texts: TokenizedTexts) -> npt.NDArray[np.float32]:
-        """Vectors of the same texts by the plain path: each alone, transformers' own attention, float32; slow."""
+    def reference(
+        self, texts: TokenizedTexts, plain: Callable[[Batch], torch.Tensor] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Vectors of the same texts from token states that are made in another way.
+
+        Args:
+            texts: As for `encode`.
+            plain: A batch to states `[num_tokens, hidden_size]`; None is this very backbone as it is, each text alone
+                by transformers' own attention.
+        """
         vectors = np.empty((len(texts.pooled_lengths), self.protocol.dim), dtype=np.float32)
         for batch in token_budget_batches(texts, self.max_batch_tokens, padded=False):
-            vectors[batch.vector_rows] = self._finish_batch(self._forward.plain(batch), batch)
+            states = (plain or self._forward.plain)(batch)
+            vectors[batch.vector_rows] = self._finish_batch(states, batch)
         return vectors
 
     def _encode_round(

@@ -67,7 +67,7 @@ class AdaptedBackbone:
         for name in dict.fromkeys(names):
             if name is not None:
                 self._folders[name] = protocol.adapters.folder(name).on_this_machine()
-                self._layers[name] = _read(self._folders[name], backbone)
+                self._layers[name] = read_adapter(self._folders[name], backbone)
         self._pristine: dict[str, Tensor] = {}
         if self._folders:
             self._pristine = self._pristine_weights(protocol, keep=self.changes)
@@ -106,11 +106,10 @@ class AdaptedBackbone:
         storage = weight.data
         weight.data = self._pristine[path].to(torch.float32, copy=True)
         try:
-            layer.merge(adapter_names=[_NAME])
+            merge(layer)
             merged = weight.data
         finally:
             weight.data = storage
-            layer.merged_adapters.clear()
         storage.copy_(merged)
 
     def _pristine_weights(self, protocol: Protocol, *, keep: bool) -> dict[str, Tensor]:
@@ -153,10 +152,26 @@ class AdaptedBackbone:
         return states
 
 
-def _read(adapter: AdapterFolder, backbone: Any) -> dict[str, Any]:
+def merge(layer: Any) -> None:
+    """Add what a layer of `read_adapter` holds to the weight that its module has now, in that weight's format."""
+    try:
+        layer.merge(adapter_names=[_NAME])
+    finally:
+        layer.merged_adapters.clear()
+
+
+def read_adapter(adapter: AdapterFolder, backbone: Any, device: torch.device | None = None) -> dict[str, Any]:
     """Peft's layers with an adapter's matrices in float32, by the path of the module that each is for.
 
     peft puts them into the backbone; they are taken out again, so that it is what it was.
+
+    Args:
+        adapter: Its files, on this machine.
+        backbone: What it is for.
+        device: Where the matrices go; None is where the backbone is.
+
+    Raises:
+        UnsupportedModelError: The adapter does not fit the backbone.
     """
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.tuners.lora import Embedding, Linear, LoraLayer
@@ -171,7 +186,8 @@ def _read(adapter: AdapterFolder, backbone: Any) -> dict[str, Any]:
         for layer in layers.values():
             for part in layer.children():
                 if part is not layer.base_layer:
-                    part.float()  # peft took the backbone's format, which may be narrower than the file's
+                    # peft took the backbone's format, which may be narrower than the file's.
+                    part.to(device, torch.float32)
         report = set_peft_model_state_dict(backbone, weights, _NAME)
     except (ValueError, RuntimeError) as error:
         raise UnsupportedModelError(

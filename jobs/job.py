@@ -63,6 +63,7 @@ def set_up(config: JobConfig) -> Job:
                     f"output.views names {view} twice (a symmetric task's only side is document)"
                 )
             prompt = protocol.prompt(view)  # first, for its error names the view
+            protocol.prompts.check_name(asked.task, view)
             adapter = protocol.adapter(view)
             space = protocol.space(view.task, encoder.precision, late_chunk=encoder.long_text == "late_chunk")
             records[str(view)] = ViewRecord(

@@ -81,38 +81,37 @@ def _views(protocol: Protocol) -> Iterator[View]:
         views = [View(task, role) for role in Role]
         if task == "code" and task not in known and not any(_has(protocol, view) for view in views):
             continue
-        query, document = views
-        same = _prompt(protocol, query) == _prompt(protocol, document)
-        if task in SYMMETRIC_TASKS and same and protocol.adapter(query) == protocol.adapter(document):
-            yield document
+        query, document = (_around(protocol, view) for view in views)
+        if task in SYMMETRIC_TASKS and query == document:
+            yield views[1]
         else:
             yield from views
 
 
 def _has(protocol: Protocol, view: View) -> bool:
-    return not isinstance(_prompt(protocol, view), str)
+    return not isinstance(_around(protocol, view), str)
 
 
-def _prompt(protocol: Protocol, view: View) -> Any:
-    """The prompt, or in words why there is none."""
+def _around(protocol: Protocol, view: View) -> Any:
+    """Prompt and adapter, or in words why there is none."""
     try:
-        return protocol.prompt(view)
+        return protocol.prompt(view), protocol.adapter(view)
     except TaskError as error:
         return str(error).replace(str(view), view.task)
 
 
 def _describe(protocol: Protocol, tokenizer: Any, view: View, precision: str) -> dict[str, Any]:
     try:
-        prompt = protocol.prompt(view)
+        prompt, adapter = protocol.prompt(view), protocol.adapter(view)
+        space = protocol.space(view.task, precision)
     except TaskError as error:
         return {"task": view.task, "role": str(view.role), "refused": str(error)}
-    space = protocol.space(view.task, precision)
     return {
         "task": view.task,
         "role": str(view.role),
         "before": prompt.prefix,
         "behind": prompt.suffix,
-        "adapter": protocol.adapter(view),
+        "adapter": adapter,
         "pooled_token": tokenizer.pooled_token(prompt),
         "space_id": space.id,
         "space_name": space.name,
