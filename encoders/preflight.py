@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from encoders.encoder import Encoder
 from encoders.errors import EncoderError
@@ -29,8 +28,8 @@ PLAIN = "the plain path"
 _NUM_TEXTS = 3
 # Short enough to take no time that counts, long enough to see each other if anything lets them.
 _MOST_TOKENS = 128
-# float32 differs in the order of sums; 16 bits were seen at 0.9999 and leave room for deep models.
-_LOWEST_COSINE = {torch.float32: 0.9999, torch.bfloat16: 0.99, torch.float16: 0.99}
+# float32 differs in the order of sums; 16 bits were seen at 0.9999, 8 at 0.996, and leave room for deep models.
+_LOWEST_COSINE = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.99, "int8": 0.95}
 
 
 class Preflight:
@@ -68,7 +67,9 @@ class Preflight:
         compared_with = PLAIN
         if expected is None:
             expected = self._by_own_weights(few)
-            compared_with = f"its own weights in {_name(self._encoder.dtype)}, for want of memory for float32"
+            compared_with = (
+                f"its own weights in {self._encoder.number_format}, for want of memory for float32"
+            )
         if expected is None:
             return
         self.compared_with = compared_with
@@ -107,10 +108,10 @@ class Preflight:
         return None
 
     def _check_cosine(self, way: str, cosine: float) -> None:
-        lowest = _LOWEST_COSINE[self._encoder.dtype]
+        lowest = _LOWEST_COSINE[self._encoder.number_format]
         if not cosine >= lowest:  # NaN is no agreement
             raise EncoderError(
-                f"{self._model}: texts encoded {way} in {_name(self._encoder.dtype)} have a cosine of {cosine:.5f} to "
+                f"{self._model}: texts encoded {way} in {self._encoder.number_format} have a cosine of {cosine:.5f} to "
                 f"{self.compared_with} (one text, no padding), and {lowest} is the least; try encoder.dtype=float32 "
                 "and other releases of torch and transformers; compute.preflight=false goes on"
             )
@@ -128,7 +129,7 @@ class Preflight:
             raise EncoderError(
                 f"{self._model}: by the adapter {self._encoder.adapter!r} the vectors of a text are {to_adapted:.2e} "
                 f"from what the adapter makes of it, and {to_bare:.2e} from what the backbone makes without it, so it "
-                f"has no effect in {_name(self._encoder.dtype)}; give one that was trained, or say none for its task "
+                f"has no effect in {self._encoder.number_format}; give one that was trained, or say none for its task "
                 "(encoder.adapters); compute.preflight=false goes on"
             )
 
@@ -149,7 +150,3 @@ def _cosines(ours: Vectors, expected: Vectors) -> npt.NDArray[np.float64]:
         np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
     )
     return cosines
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

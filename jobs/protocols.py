@@ -16,6 +16,7 @@ from rich.text import Text
 from encoders.errors import EncoderError, TaskError
 from encoders.options import EncoderOptions
 from encoders.protocol import Protocol, resolve_protocol
+from encoders.space import Space
 from encoders.tasks import STANDARD_TASKS, SYMMETRIC_TASKS, Role, View
 from jobs.encoder_section import EncoderConfig
 from jobs.errors import ConfigurationError
@@ -44,6 +45,20 @@ def resolve(encoder: EncoderConfig) -> Protocol:
     return protocol
 
 
+def space_of(protocol: Protocol, encoder: EncoderConfig, task: str) -> Space:
+    """The space of a task's vectors, as they are configured.
+
+    Raises:
+        TaskError: The model has no such task.
+    """
+    return protocol.space(
+        task,
+        encoder.precision,
+        late_chunk=encoder.long_text == "late_chunk",
+        eight_bits=encoder.dtype == "int8",
+    )
+
+
 def show_protocol(encoder: EncoderConfig, console: Console) -> dict[str, Any]:
     """Print what goes around a text for each task and role; returns the same as JSON can say it.
 
@@ -55,7 +70,7 @@ def show_protocol(encoder: EncoderConfig, console: Console) -> dict[str, Any]:
     try:
         protocol = resolve(encoder)
         tokenizer = Tokenizer(protocol)
-        views = [_describe(protocol, tokenizer, view, encoder.precision) for view in _views(protocol)]
+        views = [_describe(protocol, tokenizer, view, encoder) for view in _views(protocol)]
     except EncoderError as error:
         raise ConfigurationError(str(error)) from error
     family = protocol.family
@@ -100,10 +115,10 @@ def _around(protocol: Protocol, view: View) -> Any:
         return str(error).replace(str(view), view.task)
 
 
-def _describe(protocol: Protocol, tokenizer: Any, view: View, precision: str) -> dict[str, Any]:
+def _describe(protocol: Protocol, tokenizer: Any, view: View, encoder: EncoderConfig) -> dict[str, Any]:
     try:
         prompt, adapter = protocol.prompt(view), protocol.adapter(view)
-        space = protocol.space(view.task, precision)
+        space = space_of(protocol, encoder, view.task)
     except TaskError as error:
         return {"task": view.task, "role": str(view.role), "refused": str(error)}
     return {

@@ -278,6 +278,15 @@ class JobConfig(Section):
     output: OutputConfig
 
     @model_validator(mode="after")
+    def _eight_bits_are_for_cpus(self) -> Self:
+        if self.encoder.dtype == "int8" and self.compute.device != "cpu":
+            raise ValueError(
+                f"encoder.dtype=int8 is for CPUs, and compute.device is {self.compute.device}; set compute.device=cpu, "
+                "or another encoder.dtype"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _calibration_is_possible(self) -> Self:
         calibrates = self.encoder.precision == "int8" and self.encoder.ranges_from is None
         if self.output.calibration_rows is not None and not calibrates:

@@ -58,8 +58,7 @@ def test_the_cosine_is_to_the_weights_of_the_files_and_not_to_rounded_ones(tmp_p
     alone = np.concatenate([encoder.encode(chosen.take(np.array([row]))).vectors for row in range(2)])
     expected = min(cosines(together, exact).min(), cosines(alone, exact).min())
     assert proven(encoder, chosen).cosine == pytest.approx(expected, abs=1e-6)
-    encoder._adapted.module.float()  # what the weights lost, they have lost
-    assert cosines(encoder.reference(chosen), exact).min() < 0.999999
+    assert expected < 0.99999  # so there is something to see
 
 
 def test_texts_that_see_each_other_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +94,7 @@ def test_vectors_that_are_no_numbers_are_caught(tmp_path: Path, monkeypatch: pyt
 
 def test_a_weight_that_was_damaged_in_memory_is_caught(tmp_path: Path) -> None:
     encoder, texts = loaded(tmp_path)
-    encoder._adapted.module.encoder.layer[1].output.dense.weight[3] *= -1
+    encoder._adapted.module.encoder.layer[1].output.LayerNorm.weight[3] *= -1
     with pytest.raises(EncoderError, match=r"cosine of 0\.\d+ to the plain path"):
         proven(encoder, texts)
 
