@@ -103,12 +103,12 @@ def compare(
 
 def facts(model: str, texts: Sequence[str]) -> tuple[int, int, list[tuple[int, int]]]:
     """Tokens of the texts, weights of the model's linear layers, and the shapes of those."""
-    from encoders.encoder import Encoder
+    from encoders.loading import load_backbone
     from encoders.protocol import resolve_protocol
     from encoders.tokenizer import Tokenizer
 
     protocol = resolve_protocol(model)
-    backbone = Encoder.load(protocol, device="cpu")._adapted.module
+    backbone = load_backbone(protocol, torch.float32)
     linear = [
         module
         for name, module in backbone.named_modules()

@@ -161,6 +161,10 @@ WAYS = {
         lambda model, threads, _: ours(model, threads, "float32"), process_a_core=True
     ),
     "ours-bfloat16": Kind(lambda model, threads, _: ours(model, threads, "bfloat16"), "bfloat16"),
+    "ours-bfloat16-process-a-core": Kind(
+        lambda model, threads, _: ours(model, threads, "bfloat16"), "bfloat16", process_a_core=True
+    ),
+    "ours-int8": Kind(lambda model, threads, _: ours(model, threads, "int8"), "int8"),
 }
 
 if __name__ == "__main__":

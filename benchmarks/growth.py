@@ -271,6 +271,7 @@ def spent_on(work: Work) -> dict[str, Any]:
         "num_carried": 0,
         "halved_budget": 0,
         "preflight_cosine": 1.0,
+        "preflight_compared": "",
         "actor": "growth:1",
         **seconds,
     }

@@ -22,7 +22,10 @@
     quantization a byte or a bit a dimension, and how those are compared
     loading      weights -> backbone
     merging      the backbone with one of its adapters at a time
+    linear       its linear layers as a CPU likes them best, or in 8 bits (int8)
     encoder      the six above around one backbone on one device
+    preflight    whether it gives what the plain path gives (plain: weights from the files, in float32);
+                 token_preflight: whether token ids are those of the whole text
 
 Rerankers score (query, document) pairs, in the same steps:
 

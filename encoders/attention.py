@@ -2,7 +2,8 @@
 
 In float32 it is torch's own `scaled_dot_product_attention`. In bfloat16 that is slower than the three steps written
 out, two matrix products and a softmax, which go to oneDNN: by 1.3 to 1.8 times on two Zen 4 cores. Their scores take
-memory with the square of the length, so longer texts are left to torch.
+memory with the square of the length, so longer texts are left to torch. With AMX it is the other way round: torch's own
+is 1.2 to 2.2 times as fast from 16 tokens up (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from encoders.batching import Batch
+from encoders.devices import cpu_has_tiles
 
 NAME = "taskvec_packed"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # In 16 heads the scores of one text take 8 MiB.
-_LONGEST_WRITTEN_OUT = 512
+_LONGEST_WRITTEN_OUT = 0 if cpu_has_tiles() else 512
 
 
 def arguments(batch: Batch, _: torch.device) -> dict[str, Any]:

@@ -18,7 +18,7 @@ text that does not fit even alone is tried once more when nothing else is under 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -32,6 +32,8 @@ from encoders.devices import Dtype, batch_tokens, choose_device, choose_dtype
 from encoders.errors import EncoderError
 from encoders.finishing import Finisher
 from encoders.forward import Forward
+from encoders.int8 import quantize_linears
+from encoders.linear import pack_linears
 from encoders.loading import load_backbone
 from encoders.memory import free_memory, is_out_of_memory
 from encoders.merging import AdaptedBackbone
@@ -67,10 +69,12 @@ class Encoder:
         device: torch.device,
         max_batch_tokens: int | Literal["auto"],
         num_threads: int | None = None,
+        *,
+        eight_bits: bool = False,
     ) -> None:
         self.protocol = protocol
         self.device = device
-        self.dtype: torch.dtype = adapted.module.dtype
+        self.number_format = "int8" if eight_bits else str(adapted.module.dtype).removeprefix("torch.")
         self._adapted = adapted
         self._forward = Forward(adapted.module)
         if max_batch_tokens == "auto":
@@ -92,7 +96,7 @@ class Encoder:
         *,
         adapters: Sequence[str | None] | None = None,
         device: str = "auto",
-        dtype: Dtype = "auto",
+        dtype: Dtype | Literal["int8"] = "auto",
         max_batch_tokens: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
     ) -> Encoder:
@@ -103,7 +107,8 @@ class Encoder:
             adapters: Those that `use_adapter` will ask for, by the names that `Protocol.adapter` gives; None is all of
                 the model's. With a single one nothing is kept aside, and it is in use from the start.
             device: `auto` is the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
-            dtype: Of the computation. `auto` is bfloat16 on CUDA and on CPUs that compute in it, else float32.
+            dtype: Of the computation. `auto` is bfloat16 on CUDA and on CPUs that compute in it, else float32; `int8`
+                is for linear layers on the CPU, with float32 between them.
             max_batch_tokens: Tokens of a batch, padding included; a text longer than that goes alone. `auto` is 2,048
                 on CPU, and on CUDA what fits into half of the memory that is free.
             num_threads: CPU threads, each with batches of its own where the model allows that. None leaves it to
@@ -115,13 +120,20 @@ class Encoder:
             UnsupportedModelError: They do not fit the architecture.
         """
         target = choose_device(device)
-        chosen = choose_dtype(dtype, target)
+        eight_bits = dtype == "int8"
+        if eight_bits and target.type != "cpu":
+            raise EncoderError("dtype int8 is for CPUs; on a GPU take bfloat16")
+        chosen = torch.float32 if dtype == "int8" else choose_dtype(dtype, target)
         protocol.check_dtype(str(chosen).removeprefix("torch."))
         backbone = load_backbone(protocol, chosen).to(target)
         adapted = AdaptedBackbone(
             protocol, backbone, protocol.adapters.names if adapters is None else adapters
         )
-        return cls(protocol, adapted, target, max_batch_tokens, num_threads)
+        if eight_bits:
+            quantize_linears(backbone, keep_weights=adapted.changes)
+        elif target.type == "cpu":
+            pack_linears(backbone, keep_weights=adapted.changes)
+        return cls(protocol, adapted, target, max_batch_tokens, num_threads, eight_bits=eight_bits)
 
     @property
     def adapter(self) -> str | None:
@@ -193,11 +205,20 @@ class Encoder:
                 self.max_batch_tokens, self.budget_halved = max(1, self.max_batch_tokens // 2), True
         return Encoded(vectors, num_tokens, num_padding, left)
 
-    def reference(self, texts: TokenizedTexts) -> npt.NDArray[np.float32]:
-        """Vectors of the same texts by the plain path: each alone, transformers' own attention, float32; slow."""
+    def reference(
+        self, texts: TokenizedTexts, plain: Callable[[Batch], torch.Tensor] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Vectors of the same texts from token states that are made in another way.
+
+        Args:
+            texts: As for `encode`.
+            plain: A batch to states `[num_tokens, hidden_size]`; None is this very backbone as it is, each text alone
+                by transformers' own attention.
+        """
         vectors = np.empty((len(texts.pooled_lengths), self.protocol.dim), dtype=np.float32)
         for batch in token_budget_batches(texts, self.max_batch_tokens, padded=False):
-            vectors[batch.vector_rows] = self._finish_batch(self._forward.plain(batch), batch)
+            states = (plain or self._forward.plain)(batch)
+            vectors[batch.vector_rows] = self._finish_batch(states, batch)
         return vectors
 
     def _encode_round(

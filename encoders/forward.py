@@ -13,7 +13,6 @@ and each loaded model must agree with itself on texts alone before it is.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -77,10 +76,8 @@ class Forward:
 
     @torch.inference_mode()
     def plain(self, batch: Batch) -> Tensor:
-        """The same by the plain path, which is slow: each text alone, transformers' own attention, float32."""
+        """The same in the simplest way, which is slow: each text alone, transformers' own attention."""
         backbone = self._backbone
-        if backbone.dtype != torch.float32:
-            backbone = copy.deepcopy(backbone).float()
         if self.packed:
             backbone.set_attn_implementation(self._own_attention)
         try:

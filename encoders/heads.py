@@ -48,6 +48,7 @@ class Words:
     def __init__(self, model: Any, family: YesNoFamily) -> None:
         self._forward = Forward(model.base_model)
         self.packed = self._forward.packed
+        self.device: torch.device = model.device
         self._temperature = family.temperature
         weight, bias = model.lm_head.weight, model.lm_head.bias
         assert bias is None
@@ -70,8 +71,8 @@ class Classifier:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._pad_token_id = model.config.pad_token_id
-        self._device = next(model.parameters()).device
         self.packed = False
+        self.device: torch.device = model.device
 
     def __call__(self, batch: Batch, pairs: TokenizedPairs) -> Tensor:
         """float32 `[num_pairs]`."""
@@ -81,7 +82,7 @@ class Classifier:
             types = [pairs.type_ids[offsets[row] : offsets[row + 1]] for row in batch.rows]
             inputs["token_type_ids"] = batch.padded(np.concatenate(types), 0)
         inputs["attention_mask"] = batch.is_token.astype(np.int64)
-        tensors = {name: torch.from_numpy(values).to(self._device) for name, values in inputs.items()}
+        tensors = {name: torch.from_numpy(values).to(self.device) for name, values in inputs.items()}
         logits: Tensor = self._model(**tensors).logits
         return logits[:, 0].float()
 

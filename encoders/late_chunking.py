@@ -24,7 +24,7 @@ from encoders.errors import UnsupportedModelError
 from encoders.family import Prompt
 from encoders.protocol import Protocol
 from encoders.stretches import Stretches
-from encoders.tokenized import TokenizedTexts, WholeText
+from encoders.tokenized import TokenizedTexts, WholeText, num_agreeing
 
 POOLING_MODES = ("mean", "mean_sqrt_len_tokens", "max", "lasttoken")
 
@@ -128,9 +128,9 @@ def _seen(whole: WholeText, texts: TokenizedTexts, row: int, truncation_side: st
     num_cut = len(whole.token_ids) - len(encoded)
     if num_cut:
         if truncation_side == "left":
-            stop = len(whole.token_ids) - _num_agreeing(whole.token_ids[::-1], encoded[::-1])
+            stop = len(whole.token_ids) - num_agreeing(whole.token_ids[::-1], encoded[::-1])
         else:
-            stop = _num_agreeing(whole.token_ids, encoded) + num_cut
+            stop = num_agreeing(whole.token_ids, encoded) + num_cut
         cut = slice(stop - num_cut, stop)
         assert np.array_equal(np.delete(whole.token_ids, cut), encoded)
         own = own[(own < cut.start) | (own >= stop)]
@@ -140,13 +140,6 @@ def _seen(whole: WholeText, texts: TokenizedTexts, row: int, truncation_side: st
     return _Seen(
         tokens, np.maximum.accumulate(whole.char_starts[own]), np.maximum.accumulate(whole.char_ends[own])
     )
-
-
-def _num_agreeing(one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> int:
-    """Leading tokens that are the same."""
-    shared = min(len(one), len(other))
-    differing = np.flatnonzero(one[:shared] != other[:shared])
-    return int(differing[0]) if len(differing) else shared
 
 
 def _stretches(chunks: Chunks, found: Sequence[tuple[int, int]]) -> Stretches:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from encoders.adapters import HONOURED, WEIGHTS_FILE, AdapterFolder, read_config
 from encoders.errors import EncoderError, UnsupportedModelError
+from encoders.linear import repack
 from encoders.loading import load_backbone, stored_dtype
 from encoders.protocol import Protocol
 
@@ -37,6 +38,7 @@ class AdaptedBackbone:
     Attributes:
         module: The backbone; the same object and the same storage whatever is active.
         active: The adapter whose weights are in it now; None is none of them.
+        changes: Whether there are several, so that its weights will change.
         is_chosen: Whether they are there because somebody asked for them.
     """
 
@@ -55,6 +57,7 @@ class AdaptedBackbone:
         self.module = backbone
         self.active: str | None = None
         self.is_chosen = False
+        self.changes = len(set(names)) > 1
         self._model = protocol.repository.name
         self._max_seq_length = protocol.max_seq_length
         self._layers: dict[str | None, Mapping[str, Any]] = {
@@ -64,13 +67,13 @@ class AdaptedBackbone:
         for name in dict.fromkeys(names):
             if name is not None:
                 self._folders[name] = protocol.adapters.folder(name).on_this_machine()
-                self._layers[name] = _read(self._folders[name], backbone)
+                self._layers[name] = read_adapter(self._folders[name], backbone)
         self._pristine: dict[str, Tensor] = {}
         if self._folders:
-            self._pristine = self._pristine_weights(protocol, keep=len(set(names)) > 1)
+            self._pristine = self._pristine_weights(protocol, keep=self.changes)
             self._check_effects()
         self.is_chosen = False
-        if len(set(names)) == 1:
+        if not self.changes:
             self.activate(names[0])
             self._layers, self._pristine = {names[0]: {}}, {}
 
@@ -94,6 +97,8 @@ class AdaptedBackbone:
             self.module.get_submodule(path).weight.copy_(self._pristine[path])
         for path, layer in wanted.items():
             self._merge(path, layer)
+        for path in present.keys() | wanted.keys():
+            repack(self.module.get_submodule(path))
         self.active = name
 
     def _merge(self, path: str, layer: Any) -> None:
@@ -101,11 +106,10 @@ class AdaptedBackbone:
         storage = weight.data
         weight.data = self._pristine[path].to(torch.float32, copy=True)
         try:
-            layer.merge(adapter_names=[_NAME])
+            merge(layer)
             merged = weight.data
         finally:
             weight.data = storage
-            layer.merged_adapters.clear()
         storage.copy_(merged)
 
     def _pristine_weights(self, protocol: Protocol, *, keep: bool) -> dict[str, Tensor]:
@@ -148,10 +152,26 @@ class AdaptedBackbone:
         return states
 
 
-def _read(adapter: AdapterFolder, backbone: Any) -> dict[str, Any]:
+def merge(layer: Any) -> None:
+    """Add what a layer of `read_adapter` holds to the weight that its module has now, in that weight's format."""
+    try:
+        layer.merge(adapter_names=[_NAME])
+    finally:
+        layer.merged_adapters.clear()
+
+
+def read_adapter(adapter: AdapterFolder, backbone: Any, device: torch.device | None = None) -> dict[str, Any]:
     """Peft's layers with an adapter's matrices in float32, by the path of the module that each is for.
 
     peft puts them into the backbone; they are taken out again, so that it is what it was.
+
+    Args:
+        adapter: Its files, on this machine.
+        backbone: What it is for.
+        device: Where the matrices go; None is where the backbone is.
+
+    Raises:
+        UnsupportedModelError: The adapter does not fit the backbone.
     """
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.tuners.lora import Embedding, Linear, LoraLayer
@@ -166,7 +186,8 @@ def _read(adapter: AdapterFolder, backbone: Any) -> dict[str, Any]:
         for layer in layers.values():
             for part in layer.children():
                 if part is not layer.base_layer:
-                    part.float()  # peft took the backbone's format, which may be narrower than the file's
+                    # peft took the backbone's format, which may be narrower than the file's.
+                    part.to(device, torch.float32)
         report = set_peft_model_state_dict(backbone, weights, _NAME)
     except (ValueError, RuntimeError) as error:
         raise UnsupportedModelError(

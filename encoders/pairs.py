@@ -18,6 +18,7 @@ import numpy.typing as npt
 from encoders.errors import EncoderError, TaskError, UnsupportedModelError
 from encoders.rerank_families import YesNoFamily
 from encoders.rerank_protocol import RerankProtocol
+from encoders.stretches import runs
 from encoders.tokenized import TokenizedTexts
 from encoders.tokenizer import load_tokenizer
 
@@ -39,6 +40,13 @@ class TokenizedPairs:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> TokenizedPairs:
+        """The pairs of some rows, in that order."""
+        types = self.type_ids
+        if types is not None:
+            types = types[runs(self.texts.offsets[rows], self.texts.lengths[rows])]
+        return TokenizedPairs(self.texts.take(rows), types)
 
 
 class PairTokenizer:

@@ -11,7 +11,14 @@ from typing import Any, Literal
 
 from encoders.errors import TaskError, UnsupportedModelError
 from encoders.family import INSTRUCTION, Family, Prompt
-from encoders.tasks import STANDARD_TASKS, Role, View, canonical_task, prompt_names
+from encoders.tasks import (
+    STANDARD_TASKS,
+    Role,
+    View,
+    canonical_task,
+    prompt_names,
+    type_prompt_names,
+)
 
 # An instruction for every view that takes one, or one by task, or by task and role.
 Instruction = str | Mapping[str, str | Mapping[Any, str]]
@@ -65,11 +72,12 @@ class Prompts:
         return silent and self.use == "auto" and view.task not in self.configured
 
     def check_instruction(self) -> None:
-        """Refuse an instruction for which the model's prompts have no place.
+        """Refuse an instruction for which the model's prompts have no place, and a place that nothing fills.
 
         Raises:
-            TaskError: There is no such place, or the instruction is empty.
+            TaskError: There is no such place, or one where it would stay as it is, or the instruction is empty.
         """
+        self._check_places()
         if self.instruction is None:
             return
         if self.family is None or not self.family.takes_instruction:
@@ -77,7 +85,8 @@ class Prompts:
                 f"{self.model} takes no instruction: its prompts have no place for one; leave encoder.instruction out, "
                 "or give whole prompts (encoder.prompts)"
             )
-        for view in _named_views(self.instruction, self.family):
+        named = list(_named_views(self.instruction, self.family))
+        for view in named:
             text = _instruction_for(self.instruction, view)
             row = self._of_row(view)
             if row is None or INSTRUCTION not in row.prefix:
@@ -87,6 +96,63 @@ class Prompts:
                 )
             if text is not None and not text.strip():
                 raise TaskError(f"the instruction for {view} is empty; leave it out or say what to look for")
+        unused = [str(view) for view in named if view.task in self.configured]
+        if len(unused) == len(named) or (unused and not isinstance(self.instruction, str)):
+            raise TaskError(
+                f"encoder.instruction is given for {', '.join(unused)}, and encoder.prompts gives whole prompts there, "
+                "in which it would not be used; leave one of the two out"
+            )
+
+    def check_name(self, name: str, view: View) -> None:
+        """Refuse a task by a name under which the repository declares another prompt than the task has here.
+
+        mteb's task types are names of the tasks, but some models tell them apart: EmbeddingGemma has a prompt of its
+        own for `Summarization`, which is `text-matching` for all others.
+
+        Args:
+            name: What the task was called.
+            view: What was understood.
+
+        Raises:
+            TaskError: Both prompts are named.
+        """
+        if name == view.task or view.task in self.configured or self.use == "none":
+            return
+        own = next(
+            (self.declared[one] for one in type_prompt_names(name, view) if one in self.declared), None
+        )
+        ours = self.of(view).prefix
+        if own is not None and own != ours:
+            raise TaskError(
+                f"{self.model}: {name} is a name of the task {view.task} here, for which its prompt is {ours!r}, and "
+                f"its own files say {own!r} for {name}; say which is meant: the task {view.task}, or "
+                f"encoder.prompts={{{view.task}: {{{view.role}: {own!r}}}}}"
+            )
+
+    def _check_places(self) -> None:
+        """An instruction goes into the prefix of a row's prompt; elsewhere its place would be embedded as it stands."""
+        for task, texts in self.configured.items():
+            for role, text in texts.items():
+                if INSTRUCTION in text:
+                    raise TaskError(
+                        f"encoder.prompts: {INSTRUCTION} in the prompt for {task}/{role} is not filled; write the "
+                        f"instruction out there, or give the row: encoder.protocol={{prompts: {{{task}: ...}}}}"
+                    )
+        if self.family is None:
+            return
+        for task, rows in self.family.prompts.items():
+            for role, row in rows.items():
+                if INSTRUCTION in row.suffix:
+                    raise TaskError(
+                        f"encoder.protocol: {INSTRUCTION} in the suffix for {task}/{role} is not filled, only in the "
+                        "prefix; write it out there"
+                    )
+        instructed = {view.task for view in _instructed_views(self.family)}
+        if unused := [task for task in self.family.instructions if task not in instructed]:
+            raise TaskError(
+                f"encoder.protocol: instructions are given for {', '.join(unused)}, whose prompts have no "
+                f"{INSTRUCTION} in them; write it there, or leave them out"
+            )
 
     def check_declared(self) -> None:
         """Refuse a repository whose prompts are not those of its row.

@@ -118,8 +118,16 @@ class Protocol:
         projections = [step.folder for step in self.steps if isinstance(step, Dense | LayerNorm)]
         self.repository.check_weights([self.transformer_folder, *projections])
 
-    def space(self, task: str, precision: str, *, late_chunk: bool = False) -> Space:
-        """The space of the vectors of a task, stored with a precision, of whole texts or of chunks cut late.
+    def space(
+        self, task: str, precision: str, *, late_chunk: bool = False, eight_bits: bool = False
+    ) -> Space:
+        """The space of the vectors of a task.
+
+        Args:
+            task: What they are for.
+            precision: With which they are stored.
+            late_chunk: Whether they are those of chunks cut late, and not of whole texts.
+            eight_bits: Whether they are computed in integers, which is farther from the model's than rounding.
 
         Raises:
             TaskError: The model has no such task.
@@ -158,9 +166,12 @@ class Protocol:
         }
         if late_chunk:  # pooled from a text's own tokens alone, whatever else stands around them
             content["late_chunk"] = True
+        if eight_bits:
+            content["eight_bits"] = True
         revision = repository.revision.removeprefix("sha256:")[:12]
         name = f"{repository.name}@{revision}/{task}/{self.dim}/{precision}"
-        return Space(digest(content), f"{name}/late_chunk" if late_chunk else name)
+        more = ["late_chunk"] * late_chunk + ["int8_linears"] * eight_bits
+        return Space(digest(content), "/".join([name, *more]))
 
     @property
     def added_tokens(self) -> tuple[str | None, str | None] | None:

@@ -1,13 +1,18 @@
-"""The table of families as README shows it: what goes around a text, for each model and view.
+"""The tables of families as README shows them: what goes around a text, for each model and view, or around a pair.
 
-python -m encoders.reference
+python -m encoders.reference [--rerankers]
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+
 from encoders.families import FAMILIES
 from encoders.family import Family, Prompt
 from encoders.jina import MERGED
+from encoders.rerank_families import CLASSIFIERS, YesNoFamily
+from encoders.rerank_families import FAMILIES as RERANKERS
 from encoders.tasks import SYMMETRIC_TASKS, View
 
 _HEADER = (
@@ -95,5 +100,47 @@ def _dims(family: Family) -> str:
     return f"{full}; {smaller}" if smaller else full
 
 
+def markdown_rerankers() -> str:
+    """One line for each family of yes/no language models, and one for sequence-classification heads."""
+    heads = (
+        _licensed(CLASSIFIERS),
+        "any head with one label",
+        "the pair, as the tokenizer joins it",
+        "the longer text",
+        "sigmoid of the logit, or the logit where the repository says so",
+        "as the repository says",
+    )
+    rows = [
+        ("models", "family", "what is read", "cut", "score", "tokens"),
+        ("---",) * 6,
+        heads,
+        *(
+            (
+                _licensed(row.repositories),
+                f'`family="{row.name}"`',
+                _code(f"{row.prefix}{row.head}{{document}}{row.suffix}")
+                + (", query and document stripped" if row.strip else ""),
+                "the document, never what is behind it",
+                _score(row),
+                f"{row.max_seq_length}",
+            )
+            for row in RERANKERS
+        ),
+    ]
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    defaults = [f"`{row.instruction}` (`{row.name}`)" for row in RERANKERS if row.instruction is not None]
+    return "\n".join([*lines, "", f"`{{instruction}}` where none is given: {', '.join(defaults)}."])
+
+
+def _licensed(repositories: Mapping[str, str]) -> str:
+    return "<br>".join(f"`{name}` ({licence})" for name, licence in repositories.items())
+
+
+def _score(row: YesNoFamily) -> str:
+    """The sigmoid of one word's logit, or of what it is above another's."""
+    logit = f"the logit of `{row.yes.text}`" + (f" less that of `{row.no.text}`" if row.no else "")
+    return f"sigmoid of {logit}" + (f", by {row.temperature:g}" if row.temperature != 1 else "")
+
+
 if __name__ == "__main__":
-    print(markdown_families())  # noqa: T201 (this is what the command is for)
+    print(markdown_rerankers() if "--rerankers" in sys.argv else markdown_families())  # noqa: T201 (its purpose)

@@ -3,10 +3,13 @@
 A language model answers any prompt with a plausible score, and what it was trained to be asked stands nowhere but on
 model cards. So the words stand here, to the byte, and a model's family is found by its exact repository id or is named
 by the caller; nothing is guessed from a part of a name.
+
+`python -m encoders.reference --rerankers` prints the table as README shows it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from encoders.errors import UnsupportedModelError
@@ -26,7 +29,7 @@ class YesNoFamily:
 
     Attributes:
         name: What `family` is called by users.
-        repositories: Hub ids of the models.
+        repositories: Hub ids of the models, each with its licence: SPDX id, or the licence's name.
         model_type: The architecture, as `config.json` calls it.
         prefix: What stands before everything; tokenized alone, never cut.
         head: What stands between prefix and document, with `{query}` and perhaps `{instruction}`.
@@ -38,10 +41,11 @@ class YesNoFamily:
         instruction: The default one; None where the prompt has no place for any.
         strip: Whether white space around query and document is taken away.
         max_seq_length: Tokens of a whole prompt.
+        source: Where these facts are from.
     """
 
     name: str
-    repositories: tuple[str, ...]
+    repositories: Mapping[str, str]
     model_type: str
     prefix: str
     head: str
@@ -53,13 +57,17 @@ class YesNoFamily:
     instruction: str | None
     strip: bool
     max_seq_length: int
+    source: str
 
 
 FAMILIES = (
-    # Source: model card of Qwen/Qwen3-Reranker-0.6B. softmax over (no, yes) is the sigmoid of their difference.
     YesNoFamily(
         name="qwen3-reranker",
-        repositories=("Qwen/Qwen3-Reranker-0.6B", "Qwen/Qwen3-Reranker-4B", "Qwen/Qwen3-Reranker-8B"),
+        repositories={
+            "Qwen/Qwen3-Reranker-0.6B": "apache-2.0",
+            "Qwen/Qwen3-Reranker-4B": "apache-2.0",
+            "Qwen/Qwen3-Reranker-8B": "apache-2.0",
+        },
         model_type="qwen3",
         prefix=(
             "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -68,25 +76,24 @@ FAMILIES = (
         head="<Instruct>: {instruction}\n<Query>: {query}\n<Document>: ",
         suffix="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         control_tokens=("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
-        yes=Word("yes", 9693),
+        yes=Word("yes", 9693),  # softmax over (no, yes) is the sigmoid of their difference
         no=Word("no", 2152),
         temperature=1.0,
         instruction="Given a web search query, retrieve relevant passages that answer the query",
         strip=False,
         max_seq_length=8192,
+        source="model card of Qwen3-Reranker-0.6B",
     ),
-    # Source: modeling_zeranker.py of zeroentropy/zerank-1-small, which also cuts queries at 2,000 characters and
-    # documents at 10,000; the card of zerank-2 says 32,768 tokens and cuts nothing else, as is done here for all.
     YesNoFamily(
         name="zerank",
-        repositories=(
-            "zeroentropy/zerank-1",
-            "zeroentropy/zerank-1-reranker",
-            "zeroentropy/zerank-1-small",
-            "zeroentropy/zerank-1-small-reranker",
-            "zeroentropy/zerank-2",
-            "zeroentropy/zerank-2-reranker",
-        ),
+        repositories={
+            "zeroentropy/zerank-1": "cc-by-nc-4.0",
+            "zeroentropy/zerank-1-reranker": "cc-by-nc-4.0",
+            "zeroentropy/zerank-1-small": "apache-2.0",
+            "zeroentropy/zerank-1-small-reranker": "apache-2.0",
+            "zeroentropy/zerank-2": "cc-by-nc-4.0",
+            "zeroentropy/zerank-2-reranker": "cc-by-nc-4.0",
+        },
         model_type="qwen3",
         prefix="<|im_start|>system\n",
         head="{query}<|im_end|>\n<|im_start|>user\n",
@@ -97,9 +104,19 @@ FAMILIES = (
         temperature=5.0,
         instruction=None,
         strip=True,
+        # The code of zerank-1-small also cuts queries at 2,000 characters and documents at 10,000; the card of zerank-2
+        # says 32,768 tokens and cuts nothing else, as is done here for all.
         max_seq_length=32768,
+        source="zerank-1-small, modeling_zeranker.py; model card of zerank-2",
     ),
 )
+
+# Sequence-classification heads with a test of their kind, and their licences; all else stands in their files.
+# Source: model cards.
+CLASSIFIERS = {
+    "BAAI/bge-reranker-v2-m3": "apache-2.0",
+    "cross-encoder/ms-marco-MiniLM-L6-v2": "apache-2.0",
+}
 
 
 def find_family(model: str, name: str | None) -> YesNoFamily | None:

@@ -7,7 +7,8 @@ A cross-encoder reads both texts at once, so nothing of a document can be comput
 forward pass. Use it to put in order the few documents per query that vectors have found, not to search a corpus.
 
 Pairs are sorted by length and cut into batches within a token budget; a pair's score does not depend on its neighbours
-beyond float rounding.
+beyond float rounding. A batch that does not fit the memory halves the budget, for good, and its pairs go through in
+smaller ones; a pair that does not fit even alone is an error with its place.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from encoders.batching import token_budget_batches
+from encoders.batching import Batch, token_budget_batches
 from encoders.devices import DEFAULT_BATCH_TOKENS, Dtype, choose_device, choose_dtype
 from encoders.errors import EncoderError
 from encoders.heads import Classifier, Words, load_head
-from encoders.pairs import PairTokenizer
+from encoders.memory import free_memory, is_out_of_memory
+from encoders.pairs import PairTokenizer, TokenizedPairs
 from encoders.rerank_protocol import RerankProtocol, resolve_reranker
 
 
@@ -84,18 +86,14 @@ class Reranker:
         """How relevant each document is to its query: float32 `[num_pairs]`, larger is more relevant.
 
         Raises:
-            EncoderError: There is no pair, something is no pair of texts, a query leaves no room for its document, or
-                a score is not finite.
+            EncoderError: There is no pair, something is no pair of texts, a query leaves no room for its document, a
+                pair does not fit the memory, or a score is not finite.
         """
         tokenized = self.tokenizer.prepare(pairs)
-        scores = np.empty(len(pairs), np.float32)
-        with torch.inference_mode():
-            for batch in token_budget_batches(
-                tokenized.texts, self.max_batch_tokens, padded=not self._head.packed
-            ):
-                logits = self._head(batch, tokenized)
-                activated = logits.sigmoid() if self.protocol.activation == "Sigmoid" else logits
-                scores[batch.rows] = activated.cpu().numpy()
+        scores = np.full(len(pairs), np.nan, np.float32)
+        left = np.arange(len(pairs))
+        while len(left):
+            left = left[self._score_what_fits(tokenized.take(left), left, scores)]
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
             raise EncoderError(
@@ -103,3 +101,48 @@ class Reranker:
                 "compute in float32 or bfloat16 (dtype)"
             )
         return scores
+
+    def _score_what_fits(
+        self, pairs: TokenizedPairs, places: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.int64]:
+        """Fill in scores up to the first batch that does not fit; returns which pairs are left.
+
+        Args:
+            pairs: Those that have no score yet.
+            places: Of each of them among `scores`.
+            scores: Of all pairs of the call.
+        """
+        done = [np.empty(0, np.int64)]
+        for batch in token_budget_batches(pairs.texts, self.max_batch_tokens, padded=not self._head.packed):
+            found = self._try_batch(batch, pairs)
+            if found is None and len(batch.rows) == 1:
+                found = self._try_batch(batch, pairs)  # now that what could be given back is
+            if found is None:
+                self._make_smaller(batch, places)
+                break
+            scores[places[batch.rows]] = found
+            done.append(batch.rows)
+        return np.setdiff1d(np.arange(len(pairs)), np.concatenate(done))
+
+    @torch.inference_mode()
+    def _try_batch(self, batch: Batch, pairs: TokenizedPairs) -> npt.NDArray[np.float32] | None:
+        """Scores of a batch; None where it does not fit the memory."""
+        try:
+            logits = self._head(batch, pairs)
+            activated = logits.sigmoid() if self.protocol.activation == "Sigmoid" else logits
+            return activated.cpu().numpy()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        free_memory(self._head.device)  # only here: until the handler's end the error holds its states
+        return None
+
+    def _make_smaller(self, batch: Batch, places: npt.NDArray[np.int64]) -> None:
+        """Halve what did not fit."""
+        if len(batch.rows) == 1:
+            raise EncoderError(
+                f"pair {places[batch.rows[0]]} of {batch.lengths[0]} tokens does not fit the memory of "
+                f"{self._head.device} even alone; lower max_seq_length, or use more memory"
+            )
+        num_padding = 0 if self._head.packed else batch.num_padding
+        self.max_batch_tokens = min(self.max_batch_tokens, len(batch.token_ids) + num_padding) // 2

@@ -98,11 +98,24 @@ def view_of(task: str, role: str | None = None) -> View:
 def prompt_names(view: View) -> Iterator[str]:
     """Names under which a repository may keep the prompt of a view, the most specific first."""
     tasks = _TASK_NAMES.get(view.task, (view.task,))
-    roles = _ROLE_NAMES[view.role]
     for task in tasks:
-        for role in roles:
-            yield f"{task}.{role}"
-            yield f"{task}-{role}"
+        yield from _names_with_role(task, view.role)
     if view.task == "retrieval":
-        yield from roles
+        yield from _ROLE_NAMES[view.role]
     yield from tasks
+
+
+def type_prompt_names(name: str, view: View) -> Iterator[str]:
+    """Names under which a repository may keep a prompt for a task type of mteb, of which a view is meant.
+
+    Of an asymmetric task the type's bare name is for queries; documents have the prompt of their role.
+    """
+    yield from _names_with_role(name, view.role)
+    if view.task in SYMMETRIC_TASKS or view.role == Role.QUERY:
+        yield name
+
+
+def _names_with_role(task: str, role: Role) -> Iterator[str]:
+    for side in _ROLE_NAMES[role]:
+        yield f"{task}.{side}"
+        yield f"{task}-{side}"

@@ -101,6 +101,13 @@ class TokenizedTexts:
         )
 
 
+def num_agreeing(one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> int:
+    """Leading tokens that are the same."""
+    shared = min(len(one), len(other))
+    differing = np.flatnonzero(one[:shared] != other[:shared])
+    return int(differing[0]) if len(differing) else shared
+
+
 @dataclass(frozen=True)
 class WholeText:
     """One text's tokens with its prompt, nothing cut off.

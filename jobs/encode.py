@@ -18,7 +18,7 @@ import pyarrow as pa
 from encoders.allocator import keep_freed_memory
 from encoders.encoder import Encoder
 from encoders.finishing import cast
-from encoders.preflight import preflight
+from encoders.preflight import Preflight
 from encoders.tokenized import TokenizedTexts
 from jobs.cargo import replaced, tokens_of, unpack_table, vector_columns
 from jobs.losses import only, without_deadly, without_lost
@@ -40,7 +40,8 @@ class EncodeFragment:
             max_batch_tokens=run.max_batch_tokens,
             num_threads=run.num_threads,
         )
-        self._preflight_cosine: float | None = None
+        self._preflight = Preflight(self._encoder)
+        self._unproven = {spec.encoding for spec in run.views} if run.preflight else set()
         self._name = f"{platform.node()}:{os.getpid()}"
         self._idle_since: float | None = None
 
@@ -72,13 +73,12 @@ class EncodeFragment:
         lost = []
         prompts, encodings = self._run.prompts(work), self._run.encodings(work)
         ragged = [tokens_of(tokens, key) for key, _ in enumerate(prompts)]
-        prove = self._run.preflight and self._preflight_cosine is None and len(ragged[0]) > 0
         for encoding in self._by_adapter(encodings):
             texts = ragged[prompts.index(encoding.prompt)]
             self._encoder.use_adapter(encoding.adapter)
-            if prove:
-                cosine = preflight(self._encoder, texts)
-                self._preflight_cosine = min(cosine, self._preflight_cosine or 1.0)
+            if encoding in self._unproven and len(texts):
+                self._preflight.prove(texts)
+                self._unproven.remove(encoding)
             encoded = self._encoder.encode_what_fits(texts)
             lost.append(_vectors_of(texts, encoded.lost))
             encoded.vectors[lost[-1]] = 0.0  # they are dropped below, and nothing is stored that is no number
@@ -86,6 +86,8 @@ class EncodeFragment:
             vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.encoded_precision))
             num_tokens += len(texts.token_ids)  # as the parts have them, equal texts too
             num_padding += encoded.num_padding
+        if not self._unproven:
+            self._preflight.close()
         cells: dict[str, object] = {
             "vectors": pa.table(vectors),
             "starved_seconds": starved,
@@ -93,7 +95,8 @@ class EncodeFragment:
             "num_encoded_tokens": num_tokens,
             "num_padding": num_padding,
             "halved_budget": self._encoder.max_batch_tokens if self._encoder.budget_halved else 0,
-            "preflight_cosine": 1.0 if self._preflight_cosine is None else self._preflight_cosine,
+            "preflight_cosine": self._preflight.cosine,
+            "preflight_compared": self._preflight.compared_with,
             "num_encodings": len(encodings),
             "actor": self._name,
         }

@@ -80,12 +80,16 @@ def _model_id(model: str) -> str:
     return str(Path(model).expanduser()) if model.startswith("~/") else model
 
 
-def _task_name(task: str) -> str:
-    """A task by the name that it has here, from any of its names (mteb's task types, say)."""
-    task = canonical_task(task)
-    if not re.fullmatch(r"[a-z0-9-]+", task):
+def _any_task_name(task: str) -> str:
+    """Any name of a task, as it is given: a model may have a prompt of its own under it."""
+    if not re.fullmatch(r"[a-z0-9-]+", canonical_task(task)):
         raise ValueError(f"given {shown(task)}; allowed: a task's name in lower-case letters, digits and '-'")
     return task
+
+
+def _task_name(task: str) -> str:
+    """A task by the name that it has here, from any of its names (mteb's task types, say)."""
+    return canonical_task(_any_task_name(task))
 
 
 def as_tuple(value: object) -> object:
@@ -100,6 +104,7 @@ Names = Annotated[tuple[Name, ...], BeforeValidator(as_tuple)]
 Uri = Annotated[Name, AfterValidator(_uri)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 TaskName = Annotated[str, AfterValidator(_task_name)]
+AnyTaskName = Annotated[str, AfterValidator(_any_task_name)]
 ModelId = Annotated[Name, AfterValidator(_model_id)]
 AdapterId = Annotated[Name, AfterValidator(_model_id)]
 RayAddress = Annotated[Name, AfterValidator(_address)]

@@ -15,7 +15,7 @@ from jobs.corpus import Corpus, list_corpus, refuse_overlap
 from jobs.errors import ConfigurationError
 from jobs.holdings import Holdings, refuse_other_dataset, take_stock
 from jobs.parts import refuse_clashes
-from jobs.protocols import resolve
+from jobs.protocols import resolve, space_of
 from jobs.ranges import held_ranges, ranges_from, with_ranges
 from jobs.records import RangesRecord, ViewRecord
 from jobs.run_spec import ViewSpec
@@ -64,8 +64,9 @@ def set_up(config: JobConfig) -> Job:
                     f"output.views names {view} twice (a symmetric task's only side is document)"
                 )
             prompt = protocol.prompt(view)  # first, for its error names the view
+            protocol.prompts.check_name(asked.task, view)
             adapter = protocol.adapter(view)
-            space = protocol.space(view.task, encoder.precision, late_chunk=encoder.long_text == "late_chunk")
+            space = space_of(protocol, encoder, view.task)
             records[str(view)] = ViewRecord(
                 task=view.task,
                 role=view.role,

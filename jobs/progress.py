@@ -37,7 +37,7 @@ class Tally:
         rejected: Rows without a vector, by reason.
         seconds: Time spent by stage, summed over workers.
         halved_budget: Tokens of a batch, where memory was too little for more; 0 where it was enough.
-        preflight_cosine: The worst that an encoder saw of itself; 1.0 if none looked.
+        preflight: The worst cosine that an encoder saw of itself, by what it compared its vectors with.
         encoders: Seconds that each encoder was at work (`encode`) and without a fragment (`starved`), by its name.
         receipts: Of the finished fragments.
     """
@@ -53,7 +53,7 @@ class Tally:
     rejected: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     halved_budget: int = 0
-    preflight_cosine: float = 1.0
+    preflight: dict[str, float] = field(default_factory=dict)
     encoders: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     receipts: list[Receipt] = field(default_factory=list)
 
@@ -72,7 +72,8 @@ class Tally:
         self.padding += spent["num_padding"]
         if spent["halved_budget"]:
             self.halved_budget = min(spent["halved_budget"], self.halved_budget or spent["halved_budget"])
-        self.preflight_cosine = min(self.preflight_cosine, spent["preflight_cosine"])
+        if compared := spent["preflight_compared"]:
+            self.preflight[compared] = min(spent["preflight_cosine"], self.preflight.get(compared, 1.0))
         for what in ("encode", "starved"):
             self.encoders[spent["actor"]][what] += spent[f"{what}_seconds"]
         for stage in ("read", "tokenize", "encode", "write"):

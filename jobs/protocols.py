@@ -16,6 +16,7 @@ from rich.text import Text
 from encoders.errors import EncoderError, TaskError
 from encoders.options import EncoderOptions
 from encoders.protocol import Protocol, resolve_protocol
+from encoders.space import Space
 from encoders.tasks import STANDARD_TASKS, SYMMETRIC_TASKS, Role, View
 from jobs.encoder_section import EncoderConfig
 from jobs.errors import ConfigurationError
@@ -44,6 +45,20 @@ def resolve(encoder: EncoderConfig) -> Protocol:
     return protocol
 
 
+def space_of(protocol: Protocol, encoder: EncoderConfig, task: str) -> Space:
+    """The space of a task's vectors, as they are configured.
+
+    Raises:
+        TaskError: The model has no such task.
+    """
+    return protocol.space(
+        task,
+        encoder.precision,
+        late_chunk=encoder.long_text == "late_chunk",
+        eight_bits=encoder.dtype == "int8",
+    )
+
+
 def show_protocol(encoder: EncoderConfig, console: Console) -> dict[str, Any]:
     """Print what goes around a text for each task and role; returns the same as JSON can say it.
 
@@ -55,7 +70,7 @@ def show_protocol(encoder: EncoderConfig, console: Console) -> dict[str, Any]:
     try:
         protocol = resolve(encoder)
         tokenizer = Tokenizer(protocol)
-        views = [_describe(protocol, tokenizer, view, encoder.precision) for view in _views(protocol)]
+        views = [_describe(protocol, tokenizer, view, encoder) for view in _views(protocol)]
     except EncoderError as error:
         raise ConfigurationError(str(error)) from error
     family = protocol.family
@@ -81,38 +96,37 @@ def _views(protocol: Protocol) -> Iterator[View]:
         views = [View(task, role) for role in Role]
         if task == "code" and task not in known and not any(_has(protocol, view) for view in views):
             continue
-        query, document = views
-        same = _prompt(protocol, query) == _prompt(protocol, document)
-        if task in SYMMETRIC_TASKS and same and protocol.adapter(query) == protocol.adapter(document):
-            yield document
+        query, document = (_around(protocol, view) for view in views)
+        if task in SYMMETRIC_TASKS and query == document:
+            yield views[1]
         else:
             yield from views
 
 
 def _has(protocol: Protocol, view: View) -> bool:
-    return not isinstance(_prompt(protocol, view), str)
+    return not isinstance(_around(protocol, view), str)
 
 
-def _prompt(protocol: Protocol, view: View) -> Any:
-    """The prompt, or in words why there is none."""
+def _around(protocol: Protocol, view: View) -> Any:
+    """Prompt and adapter, or in words why there is none."""
     try:
-        return protocol.prompt(view)
+        return protocol.prompt(view), protocol.adapter(view)
     except TaskError as error:
         return str(error).replace(str(view), view.task)
 
 
-def _describe(protocol: Protocol, tokenizer: Any, view: View, precision: str) -> dict[str, Any]:
+def _describe(protocol: Protocol, tokenizer: Any, view: View, encoder: EncoderConfig) -> dict[str, Any]:
     try:
-        prompt = protocol.prompt(view)
+        prompt, adapter = protocol.prompt(view), protocol.adapter(view)
+        space = space_of(protocol, encoder, view.task)
     except TaskError as error:
         return {"task": view.task, "role": str(view.role), "refused": str(error)}
-    space = protocol.space(view.task, precision)
     return {
         "task": view.task,
         "role": str(view.role),
         "before": prompt.prefix,
         "behind": prompt.suffix,
-        "adapter": protocol.adapter(view),
+        "adapter": adapter,
         "pooled_token": tokenizer.pooled_token(prompt),
         "space_id": space.id,
         "space_name": space.name,

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from encoders.chunking import Chunker
 from encoders.family import Prompt
 from encoders.late_chunking import LateChunker
+from encoders.token_preflight import prove_tokens
 from encoders.tokenized import TokenizedTexts
 from encoders.tokenizer import Tokenizer
 from jobs.cargo import pack, token_columns
@@ -54,6 +55,8 @@ class Reader:
         # Under which a text must fit, or be a reject; none in the other modes.
         self._limiting_prompts = prompts[1:] if long_text is not None and long_text.mode == "reject" else []
         self._chunker = self._make_chunker()
+        # Late chunks are found in the whole text's tokens, so there every text is compared.
+        self._unproven = set(prompts[1:]) if run.preflight else set()
 
     def _make_chunker(self) -> Chunker | None:
         """What cuts texts, in the modes that do."""
@@ -156,6 +159,9 @@ class Reader:
         prompts = self._run.prompts(work)
         asked = dict.fromkeys([*prompts, *self._limiting_prompts])
         tokenized = {prompt: self._tokenizer.prepare(rows.texts, prompt) for prompt in asked}
+        for prompt in self._unproven.intersection(asked) if rows.texts else ():
+            prove_tokens(self._tokenizer, rows.texts, prompt, tokenized[prompt])
+            self._unproven.remove(prompt)
         wanted = [tokenized[prompt] for prompt in prompts]
         elsewhere = [self._are_empty(rows.texts, one) for one in self._emptying_prompts if one not in asked]
         empty = np.logical_or.reduce([*(texts.lengths == 0 for texts in tokenized.values()), *elsewhere])

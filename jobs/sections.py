@@ -20,13 +20,13 @@ from pydantic import (
 
 from jobs.encoder_section import EncoderConfig
 from jobs.fields import (
+    AnyTaskName,
     Endpoint,
     Name,
     Names,
     RayAddress,
     RoleName,
     Section,
-    TaskName,
     Uri,
     as_tuple,
     shown,
@@ -49,7 +49,7 @@ CHUNK_COLUMNS = (CHUNK_INDEX, "char_start", "char_end")
 class ViewConfig(Section):
     """One (task, role) that a run produces; `task` or `task/role` is its short form."""
 
-    task: TaskName = Field(description="What the vectors are for: retrieval, clustering, ...")
+    task: AnyTaskName = Field(description="What the vectors are for: retrieval, clustering, ...")
     role: RoleName | None = Field(default=None, description="The side of an asymmetric task.")
 
     @model_validator(mode="before")
@@ -168,8 +168,9 @@ class ComputeConfig(Section):
     )
     preflight: bool = Field(
         default=True,
-        description="Before its first fragment, let each encoder prove on a few rows that it gives the vectors of the "
-        "plain path (one text, no padding, float32), and stop the run if it does not.",
+        description="Before its first fragment, let each worker prove on a few rows that token ids are those of whole "
+        "texts, and vectors those of the plain path (one text, no padding, float32, weights from the files), and stop "
+        "the run if they are not.",
     )
     tokenize_concurrency: PositiveInt | None = Field(
         default=None,
@@ -275,6 +276,15 @@ class JobConfig(Section):
     encoder: EncoderConfig
     compute: ComputeConfig = ComputeConfig()
     output: OutputConfig
+
+    @model_validator(mode="after")
+    def _eight_bits_are_for_cpus(self) -> Self:
+        if self.encoder.dtype == "int8" and self.compute.device != "cpu":
+            raise ValueError(
+                f"encoder.dtype=int8 is for CPUs, and compute.device is {self.compute.device}; set compute.device=cpu, "
+                "or another encoder.dtype"
+            )
+        return self
 
     @model_validator(mode="after")
     def _calibration_is_possible(self) -> Self:

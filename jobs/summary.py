@@ -99,7 +99,7 @@ def show_run(
             "padding": _share(tally.padding, tally.padding + tally.tokens),
             "truncated": _share(tally.truncated, tally.vectors),
             "encoders": _encoders(tally),
-            "preflight": f"lowest cosine to the plain path {tally.preflight_cosine:.6f}",
+            "preflight": _preflight(tally),
         }
     if tally.halved_budget:
         lines["too little memory"] = (
@@ -122,6 +122,7 @@ def show_run(
         "seconds": round(times.total, 3),
         "tokens_per_second": round(tally.tokens / seconds, 1),
         "starved_percent": {name: round(share, 2) for name, share in sorted(tally.starved_percent().items())},
+        "preflight_cosine": round(min(tally.preflight.values()), 6) if tally.preflight else None,
         "output": output,
         "manifest": f"{output.rstrip('/')}/{MANIFEST}",
         "ray_start_seconds": round(times.ray_start, 3),
@@ -141,6 +142,11 @@ def _chunks(manifest: Manifest) -> str:
 def _encoders(tally: Tally) -> str:
     shares = tally.starved_percent().values()
     return f"{len(shares)}, starved for {sum(shares) / len(shares):.1f} % of their time, {max(shares):.1f} % at most"
+
+
+def _preflight(tally: Tally) -> str:
+    seen = [f"lowest cosine {cosine:.6f} to {compared}" for compared, cosine in tally.preflight.items()]
+    return "; ".join(seen) or "nothing was compared"
 
 
 def _raw(views: Sequence[str]) -> dict[str, str]:

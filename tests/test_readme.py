@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from encoders.family import read_family
-from encoders.reference import markdown_families
+from encoders.reference import markdown_families, markdown_rerankers
 from encoders.tasks import Role
 from jobs.cli import parse
 from jobs.config import JobConfig
@@ -30,6 +30,14 @@ def test_the_table_of_models_is_the_generated_one() -> None:
     marked = re.search(r"<!-- python -m encoders.reference -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
     assert marked is not None
     assert marked[1].strip() == markdown_families()
+
+
+def test_the_table_of_rerankers_is_the_generated_one() -> None:
+    marked = re.search(
+        r"<!-- python -m encoders.reference --rerankers -->\n(.*?)\n<!-- end -->", README, re.DOTALL
+    )
+    assert marked is not None
+    assert marked[1].strip() == markdown_rerankers()
 
 
 def test_the_protocol_that_is_written_out_is_valid() -> None:

@@ -55,7 +55,7 @@ def test_an_encoder_takes_what_its_cpu_has(tmp_path: Path, monkeypatch: pytest.M
     protocol = resolve_protocol(str(folder))
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: True)
     encoder = Encoder.load(protocol, device="cpu")
-    assert encoder.dtype == torch.bfloat16
+    assert encoder.number_format == "bfloat16"
     vectors = encoder.encode(Tokenizer(protocol).prepare(TEXTS)).vectors
     assert cosines(vectors, ours(folder, TEXTS, dtype="float32")).min() >= 0.999
 

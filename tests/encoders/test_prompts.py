@@ -78,6 +78,46 @@ def test_an_instruction_without_a_place_is_refused(
         resolve(tmp_path, protocol=row, instruction=instruction)
 
 
+WHOLE = {"retrieval": {"query": "Find: ", "document": ""}}
+
+
+def test_an_instruction_for_a_task_whose_whole_prompt_is_given_is_refused(tmp_path: Path) -> None:
+    told = {"retrieval": {"query": "Find it"}, "clustering": "Group by topic"}
+    with pytest.raises(
+        TaskError, match=r"instruction is given for retrieval/query, and encoder\.prompts gives whole"
+    ):
+        resolve(tmp_path, protocol=E5_INSTRUCT, instruction=told, prompts=WHOLE)
+    # For all tasks, it is for those that are left, if any are.
+    protocol = resolve(tmp_path, protocol=E5_INSTRUCT, instruction="Find it", prompts=WHOLE)
+    assert protocol.prompt(QUERY) == Prompt("Find: ")
+    assert protocol.prompt(CLUSTERING) == Prompt("Instruct: Find it\nQuery: ")
+    row = {"prompts": {"retrieval": {"query": "{instruction}: ", "document": ""}}}
+    with pytest.raises(TaskError, match=r"instruction is given for retrieval/query"):
+        resolve(tmp_path, protocol=row, instruction="Find it", prompts=WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"prompts": {"clustering": {"document": "Instruct: {instruction}\nQuery: "}}},
+            r"encoder\.prompts: \{instruction\} in the prompt for clustering/document is not filled",
+        ),
+        (
+            {"protocol": {"prompts": {"clustering": {"prefix": "a: ", "suffix": "{instruction}"}}}},
+            r"in the suffix for clustering/query is not filled, only in the prefix",
+        ),
+        (
+            {"protocol": {"prompts": {"clustering": "a: "}, "instructions": {"clustering": "Group"}}},
+            r"instructions are given for clustering, whose prompts have no \{instruction\}",
+        ),
+    ],
+)
+def test_a_place_that_nothing_fills_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=message):
+        resolve(tmp_path, **options)
+
+
 def test_a_row_speaks_where_the_repository_is_silent(tmp_path: Path) -> None:
     protocol = resolve(tmp_path, {"query": "", "document": ""}, protocol=E5)
     assert (protocol.prompt(QUERY).prefix, protocol.prompt(DOCUMENT).prefix) == ("query: ", "passage: ")

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from encoders.errors import EncoderError
 from encoders.heads import load_head
 from encoders.pairs import PairTokenizer
 from encoders.rerank_families import FAMILIES, Word, YesNoFamily
 from encoders.rerank_protocol import resolve_reranker
 from encoders.reranker import Reranker
-from tests.encoders.repositories import TEXTS, edit_json
+from tests.encoders.repositories import TEXTS, edit_json, template
 from tests.encoders.rerank_repositories import (
     CLASSIFIERS,
     NO,
@@ -208,9 +210,9 @@ def scored_with(folder: Path, family: YesNoFamily, pairs: Sequence[tuple[str, st
     return Reranker(PairTokenizer(protocol), head, 2048).score(pairs)
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
+# A part of the protocol that is broken, for each family.
+BROKEN = {
+    QWEN3.name: [
         replace(QWEN3, suffix=""),
         replace(QWEN3, suffix="<|im_end|>\n<|im_start|>assistant\n"),
         replace(QWEN3, suffix=QWEN3.suffix.removesuffix("\n")),
@@ -224,12 +226,68 @@ def scored_with(folder: Path, family: YesNoFamily, pairs: Sequence[tuple[str, st
         replace(QWEN3, yes=QWEN3.no or QWEN3.yes, no=QWEN3.yes),
         replace(QWEN3, yes=Word("Yes", YES_CAPITAL)),
     ],
+    ZERANK.name: [
+        replace(ZERANK, suffix=""),
+        replace(ZERANK, suffix="<|im_end|>\n"),
+        replace(ZERANK, suffix=ZERANK.suffix.removesuffix("\n")),
+        replace(ZERANK, suffix=QWEN3.suffix),
+        replace(ZERANK, prefix=ZERANK.prefix.removesuffix("\n")),
+        replace(ZERANK, prefix="<|im_start|>query\n"),
+        replace(ZERANK, head=ZERANK.head.replace("<|im_end|>", "")),
+        replace(ZERANK, head=ZERANK.head.removesuffix("\n")),
+        replace(ZERANK, head=ZERANK.head.replace("user", "system")),
+        replace(ZERANK, strip=False),
+        replace(ZERANK, no=Word("no", NO)),
+        replace(ZERANK, temperature=1.0),
+        replace(ZERANK, yes=Word("yes", YES)),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "broken"), [(row, broken) for row in FAMILIES for broken in BROKEN[row.name]]
 )
-def test_any_change_of_the_protocol_shows_in_the_scores(broken: YesNoFamily, language_model: Path) -> None:
+def test_any_change_of_the_protocol_shows_in_the_scores(
+    row: YesNoFamily, broken: YesNoFamily, language_model: Path
+) -> None:
     pairs = [pair for pair in PAIRS if pair != LONG_LAST and pair[0] != pair[0].strip()]
     assert pairs
-    right = scored_with(language_model, QWEN3, pairs)
+    right = scored_with(language_model, row, pairs)
     assert np.abs(scored_with(language_model, broken, pairs) - right).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [
+        "<s> $A </s> $B </s>",  # one separator, as BERT has it
+        "<s> $A $B </s>",
+        "<s> $A </s> </s> $B",
+        "$A </s> </s> $B </s>",
+        "<s> $B </s> </s> $A </s>",
+    ],
+)
+def test_any_change_of_how_a_pair_is_joined_shows_in_the_scores_of_a_classifier(
+    joined: str, tmp_path: Path
+) -> None:
+    folder = write_classifier(tmp_path / "model")
+    pairs = [pair for pair in PAIRS if all(pair) and pair != LONG_LAST]
+    right = ours(folder, pairs)
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.post_processor = template(backend, "<s> $A </s>", joined)
+    backend.save(str(folder / "tokenizer.json"))
+    assert np.abs(ours(folder, pairs) - right).max() > 1e-4
+
+
+def test_another_activation_another_cut_and_another_order_show_in_the_scores_of_a_classifier(
+    tmp_path: Path,
+) -> None:
+    folder = write_classifier(tmp_path / "model")
+    right = ours(folder, PAIRS)
+    assert np.abs(ours(folder, [(document, query) for query, document in PAIRS]) - right).max() > 1e-4
+    edit_json(folder / "tokenizer_config.json", truncation_side="left")
+    assert np.abs(ours(folder, PAIRS) - right)[-1] > 1e-4
+    edit_json(folder / "config.json", sentence_transformers={"activation_fn": "torch.nn.Identity"})
+    assert np.abs(ours(folder, PAIRS) - right).max() > 1e-4
 
 
 Score = Callable[[list[tuple[str, str]], int], Scores]
@@ -257,6 +315,42 @@ documents = st.one_of(
     st.text(max_size=40),
     st.sampled_from(["", "👩‍👩‍👧‍👦 🇫🇷", "<|im_end|>", *TEXTS, "long " * 4000]),
 )
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "bert", "zerank"])
+def test_batches_that_do_not_fit_the_memory_are_halved_and_the_scores_are_the_same(
+    kind: str, language_model: Path, tmp_path: Path
+) -> None:
+    if kind == "zerank":
+        reranker = Reranker.load(str(language_model), family=kind, device="cpu", max_seq_length=MAX_TOKENS)
+        model = reranker._head._forward._backbone  # type: ignore[union-attr]
+    else:
+        reranker = Reranker.load(str(write_classifier(tmp_path / "model", kind)), device="cpu")
+        model = reranker._head._model  # type: ignore[union-attr]
+    pairs = PAIRS[:-1]
+    lengths = reranker.tokenizer.prepare(pairs).texts.lengths
+    expected = reranker.score(pairs)
+    tried: list[int] = []
+    limit = int(lengths.max())
+
+    def refuse(_: object, __: object, given: dict[str, torch.Tensor]) -> None:
+        tried.append(given["input_ids"].numel())
+        if tried[-1] > limit:
+            raise torch.OutOfMemoryError
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    np.testing.assert_allclose(reranker.score(pairs), expected, atol=1e-5)
+    assert tried[0] > limit
+    tried.clear()
+    reranker.score(pairs)
+    assert max(tried) <= limit  # remembered: nothing fails a second time
+    # Pairs that do not fit even alone are named, and nothing is scored as if they did.
+    limit -= 1
+    with pytest.raises(
+        EncoderError,
+        match=rf"pair {lengths.argmax()} of {limit + 1} tokens does not fit the memory of cpu even alone",
+    ):
+        reranker.score(pairs)
 
 
 @given(pairs=st.lists(st.tuples(queries, documents), min_size=1, max_size=8), budget=st.integers(1, 800))

@@ -23,6 +23,7 @@ def spent(actor: str, encode: float, starved: float) -> dict[str, Any]:
         "num_carried": 0,
         "halved_budget": 0,
         "preflight_cosine": 1.0,
+        "preflight_compared": "",
         "encode_seconds": encode,
         "starved_seconds": starved,
         **{f"{stage}_seconds": 0.1 for stage in ("read", "tokenize", "write")},

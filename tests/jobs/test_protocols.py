@@ -18,7 +18,9 @@ from jobs.config import EncoderConfig, load_encoder
 from jobs.embed import main
 from jobs.errors import ConfigurationError
 from jobs.protocols import resolve
+from tests.encoders.adapter_repositories import backbone_of, write_adapter
 from tests.encoders.family_repositories import write_family
+from tests.encoders.repositories import write_repository
 
 
 def shown(capsys: pytest.CaptureFixture[str], folder: Path, *flags: str) -> tuple[dict[str, Any], str]:
@@ -102,6 +104,24 @@ def test_a_view_that_wants_an_instruction_says_so(tmp_path: Path, capsys: pytest
     assert views["clustering/document"]["before"] == "Instruct: Group by topic\nQuery: "
 
 
+def test_a_task_without_adapter_beside_one_that_has_one_is_shown_as_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_repository(tmp_path / "model", "qwen3")
+    mine = write_adapter(tmp_path / "mine", backbone_of(folder), r=4, target_modules=["q_proj"])
+    facts, printed = shown(capsys, folder, "--set", f"encoder.adapters={{clustering: {mine}}}")
+    views = {f"{view['task']}/{view['role']}": view for view in facts["views"]}
+    assert views["clustering/document"]["adapter"] == "clustering"
+    for name in (
+        "retrieval/query",
+        "retrieval/document",
+        "text-matching/document",
+        "classification/document",
+    ):
+        assert "has adapters for clustering, and none for" in views[name]["refused"]
+    assert printed.count("and none for") == 4
+
+
 def test_only_the_encoders_section_is_needed(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("encoder: {model: org/name, truncate_dim: 8}\n")
     config = parse([str(tmp_path / "job.yaml"), "--show-protocol", "--dtype", "bfloat16"]).config
@@ -133,6 +153,47 @@ def test_mtebs_task_types_are_names_of_the_tasks() -> None:
     config = EncoderConfig(model="m", prompts={"STS": {"document": "s: "}}, instruction=None)
     assert config.prompts == {"text-matching": {"document": "s: "}}
     assert view_of("PairClassification") == view_of("similarity") == view_of("text-matching")
+
+
+def test_a_task_type_that_the_model_tells_apart_is_refused_with_both_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = "google/embeddinggemma-300m"
+    folder = write_family(tmp_path / "model", row)
+    corpus = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text": ["Paris"]}), corpus)
+    run = ["--dry-run", "--input", str(corpus), "--output", str(tmp_path / "out"), "--model", str(folder)]
+    run += ["--set", f"encoder.protocol={row}"]
+
+    def plan(*flags: str) -> tuple[int, str]:
+        code = main([*run, *flags])
+        return code, " ".join(capsys.readouterr().err.split())
+
+    code, said = plan("--task", "Summarization")
+    assert code == 2
+    assert "for which its prompt is 'task: sentence similarity | query: '" in said
+    assert (
+        "say 'task: summarization | query: ' for Summarization; say which is meant: the task text-matching"
+        in said
+    )
+    mended = "encoder.prompts={text-matching: {document: 'task: summarization | query: '}}"
+    assert mended in said
+    assert (
+        plan("--task", "BitextMining")[0] == plan("--task", "InstructionRetrieval", "--role", "query")[0] == 2
+    )
+    spaces = set()
+    for flags in (("--task", "text-matching"), ("--task", "Summarization", "--set", mended)):
+        code, said = plan(*flags)
+        assert code == 0, said
+        spaces.add(said.partition("view text-matching/document ")[2].split("(")[1][:12])
+    assert "prompt 'task: summarization | query: '" in said
+    assert len(spaces) == 2
+    for same in (
+        ("PairClassification",),
+        ("Reranking", "--role", "query"),
+        ("Reranking", "--role", "document"),
+    ):
+        assert plan("--task", *same)[0] == 0
 
 
 def test_a_model_without_weights_is_refused_before_anything_starts(

