@@ -88,8 +88,7 @@ class Forward:
 
     def _run_alone(self, backbone: Any, batch: Batch) -> Tensor:
         texts = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
-        inputs = [torch.from_numpy(token_ids)[None].to(self._device) for token_ids in texts]
-        return torch.cat([backbone(input_ids=token_ids).last_hidden_state[0] for token_ids in inputs])
+        return torch.cat([run_alone(backbone, torch.from_numpy(ids).to(self._device)) for ids in texts])
 
     @torch.inference_mode()
     def _can_pack(self) -> bool:
@@ -132,6 +131,14 @@ class Forward:
         is_token = torch.from_numpy(batch.is_token).to(self._device)
         states: Tensor = self._backbone(input_ids=token_ids, attention_mask=is_token.long()).last_hidden_state
         return states[is_token]
+
+
+def run_alone(backbone: Any, token_ids: Tensor) -> Tensor:
+    """Token states `[num_tokens, hidden_size]` of one text; a repository's own code may want a mask even for that."""
+    own_code = not type(backbone).__module__.startswith("transformers.")
+    mask = torch.ones_like(token_ids)[None] if own_code else None
+    states: Tensor = backbone(input_ids=token_ids[None], attention_mask=mask).last_hidden_state
+    return states[0]
 
 
 def _way_of(device: torch.device) -> Any:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.batching import Batch
+from encoders.forward import run_alone
 from encoders.loading import load_backbone, stored_dtype
 from encoders.merging import merge, read_adapter
 from encoders.protocol import Protocol
@@ -66,7 +67,7 @@ class PlainPath:
     def __call__(self, batch: Batch) -> Tensor:
         """float32 token states `[num_tokens, hidden_size]` of a batch's texts, end to end."""
         texts = torch.split(torch.from_numpy(batch.token_ids).to(self._device), batch.lengths.tolist())
-        return torch.cat([self._backbone(input_ids=text[None]).last_hidden_state[0] for text in texts])
+        return torch.cat([run_alone(self._backbone, text) for text in texts])
 
     def _enter(self, unit: nn.Module, args: Any, kwargs: Any) -> Any:
         if self._stays_in_files(unit):  # a look-up rounds nothing, so the widest table need not move

@@ -99,7 +99,7 @@ def show_run(
             "padding": _share(tally.padding, tally.padding + tally.tokens),
             "truncated": _share(tally.truncated, tally.vectors),
             "encoders": _encoders(tally),
-            "preflight": _preflight(tally),
+            "preflight": preflight_line(tally),
         }
     if tally.halved_budget:
         lines["too little memory"] = (
@@ -144,7 +144,8 @@ def _encoders(tally: Tally) -> str:
     return f"{len(shares)}, starved for {sum(shares) / len(shares):.1f} % of their time, {max(shares):.1f} % at most"
 
 
-def _preflight(tally: Tally) -> str:
+def preflight_line(tally: Tally) -> str:
+    """How close the encoders came to what they were compared with."""
     seen = [f"lowest cosine {cosine:.6f} to {compared}" for compared, cosine in tally.preflight.items()]
     return "; ".join(seen) or "nothing was compared"
 

@@ -19,6 +19,7 @@ from encoders.protocol import EncoderOptions, resolve_protocol
 from encoders.tokenized import TokenizedTexts
 from encoders.tokenizer import Tokenizer
 from tests.encoders.adapter_repositories import backbone_of, write_adapter, write_jina_v5
+from tests.encoders.family_repositories import write_family
 from tests.encoders.reference import cosines, theirs
 from tests.encoders.repositories import TEXTS, write_repository
 from tests.encoders.test_memory import refuse_above
@@ -47,6 +48,17 @@ def test_a_sound_encoder_passes(tmp_path: Path, architecture: str, dtype: Dtype)
     assert 0.99 < preflight.cosine <= 1.000001
     assert preflight.cosine > 0.99999 or dtype == "bfloat16"
     np.testing.assert_array_equal(encoder.encode(texts).vectors, before)  # the encoder is what it was
+
+
+def test_a_model_that_its_own_code_computes_passes_too(tmp_path: Path) -> None:
+    row = "Alibaba-NLP/gte-Qwen2-1.5B-instruct"
+    options = EncoderOptions(protocol=row, trust_remote_code=True)
+    protocol = resolve_protocol(str(write_family(tmp_path / "model", row)), options=options)
+    encoder, texts = Encoder.load(protocol, device="cpu"), Tokenizer(protocol).prepare(TEXTS)
+    preflight = proven(encoder, texts)
+    assert preflight.compared_with == PLAIN
+    assert preflight.cosine > 0.99
+    np.testing.assert_allclose(encoder.reference(texts), encoder.encode(texts).vectors, atol=1e-2)
 
 
 def test_the_cosine_is_to_the_weights_of_the_files_and_not_to_rounded_ones(tmp_path: Path) -> None:

@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 
-from tests.encoders.repositories import edit_weights, write_repository
+from encoders.encoder import Encoder
+from encoders.protocol import resolve_protocol
+from encoders.tokenizer import Tokenizer
+from tests.encoders.repositories import TEXTS, edit_weights, write_repository
 from tests.integration.commands import Outcome
 from tests.integration.conftest import (
     Dataset,
@@ -214,6 +219,28 @@ def test_a_model_whose_weights_only_an_encoder_finds_wanting(case: Case, tmp_pat
     assert "its weights do not fill BertModel: 1 are missing" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert not (case.out / "_manifest.json").exists()
+
+
+def test_an_encoder_whose_vectors_are_plausible_and_wrong_is_stopped_by_the_preflight(
+    case: Case, tmp_path: Path
+) -> None:
+    """T5 clamps what overflows in float16, and goes on; nothing else would tell."""
+    case.write("a.parquet", {"id": range(len(TEXTS)), "text": TEXTS})
+    model = write_repository(tmp_path / "overflowing", "t5")
+    name = "encoder.block.0.layer.0.SelfAttention.o.weight"
+    edit_weights(model, **{name: 9e4 * load_file(model / "model.safetensors")[name]})
+    outcome = case.run("--model", str(model), "--dtype", "float16", task=("--task", "clustering"))
+    assert outcome.exit_code == 2, outcome.stderr
+    said = " ".join(outcome.stderr.split())
+    assert "texts encoded together in float16 have a cosine of 0.9" in said
+    assert "to the plain path (one text, no padding), and 0.99 is the least" in said
+    assert "Traceback" not in said
+    assert not (case.out / "_manifest.json").exists()
+    assert parts(case.out) == {}
+    protocol = resolve_protocol(str(model))
+    encoder = Encoder.load(protocol, device="cpu", dtype="float16")
+    vectors = encoder.encode(Tokenizer(protocol).prepare(TEXTS)).vectors
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)  # plausible, as was said
 
 
 def test_a_task_that_the_model_does_not_have(case: Case) -> None:

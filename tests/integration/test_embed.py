@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -114,7 +115,8 @@ def test_the_last_and_only_line_of_stdout_is_the_summary(dataset: Dataset) -> No
         "manifest": str(dataset.out / "_manifest.json"),
     }
     timed = {"seconds", "tokens_per_second", "ray_start_seconds", "starved_percent"}
-    assert summary.keys() == expected.keys() | timed
+    assert summary.keys() == expected.keys() | timed | {"preflight_cosine"}
+    assert 0.99999 < summary["preflight_cosine"] <= 1.00001
     assert all(0 <= share < 100 for share in summary["starved_percent"].values())
     assert summary["starved_percent"]
     assert {name: summary[name] for name in expected} == expected
@@ -122,6 +124,11 @@ def test_the_last_and_only_line_of_stdout_is_the_summary(dataset: Dataset) -> No
 
 def test_stderr_is_for_people_and_free_of_what_ray_has_to_say(dataset: Dataset) -> None:
     assert "Published" in dataset.outcome.stderr
+    proven = re.search(
+        r"preflight +lowest cosine ([01]\.\d{6}) to the plain path *\n", dataset.outcome.stderr
+    )
+    assert proven is not None
+    assert float(proven[1]) == dataset.outcome.summary["preflight_cosine"]
     assert f"{2 * NUM_ROWS} vectors (0 were there)" in dataset.outcome.stderr
     for noise in ("WARNING", "FutureWarning", "Traceback", "INFO"):
         assert noise not in dataset.outcome.stderr

@@ -1,4 +1,4 @@
-"""Chunks of long texts by several adapters, as float32 and as int8, against transformers and peft a text at a time."""
+"""Chunks of long texts by several adapters, as float32, int8 and binary, against transformers and peft by hand."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def test_each_chunk_has_the_vector_of_its_task_s_adapter(mode: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("mode", ["chunk", "late_chunk"])
-def test_chunks_are_calibrated_and_stored_in_int8_like_texts(mode: str, tmp_path: Path, model: Path) -> None:
+def test_chunks_are_calibrated_and_stored_in_int8_and_in_bits_like_texts(
+    mode: str, tmp_path: Path, model: Path
+) -> None:
     bench = bench_of(tmp_path, model, mode)
     spec, work = bench.run()
     bounds = Calibrator(spec)(EncodeFragment(spec)(Reader(spec)(row_of(work)))).to_pylist()
@@ -129,5 +131,10 @@ def test_chunks_are_calibrated_and_stored_in_int8_like_texts(mode: str, tmp_path
         restored = low + (stored.astype(np.float64) + 128.5) * step
         assert (np.abs(restored - wanted) <= 0.5 * step + 1e-4).all()
         seen.append(wanted)
+    bench.precision, bench.ranges, bench.out = "binary", None, tmp_path / "binary"
+    receipt, _ = bench.embed()
+    for view, wanted in zip(PROMPTS, seen, strict=True):
+        signs = np.unpackbits(vectors_of(bench.part(receipt, view)), axis=1).astype(bool)
+        assert (signs == (wanted > 0))[np.abs(wanted) > 1e-4].all()
     np.testing.assert_allclose(low, np.concatenate(seen).min(axis=0), atol=1e-4)
     np.testing.assert_allclose(high, np.concatenate(seen).max(axis=0), atol=1e-4)

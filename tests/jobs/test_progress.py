@@ -8,9 +8,10 @@ import pytest
 
 from jobs.progress import Tally
 from jobs.records import PartRecord, Receipt
+from jobs.summary import preflight_line
 
 
-def spent(actor: str, encode: float, starved: float) -> dict[str, Any]:
+def spent(actor: str, encode: float, starved: float, **changes: Any) -> dict[str, Any]:
     part = PartRecord(path="p", num_bytes=1, sha256="0", num_rows=1, num_tokens=1, num_truncated=0)
     receipt = Receipt(fragment="f", shard="s", num_rows=1, rejected={}, rejects=None, parts={"v": part})
     return {
@@ -27,6 +28,7 @@ def spent(actor: str, encode: float, starved: float) -> dict[str, Any]:
         "encode_seconds": encode,
         "starved_seconds": starved,
         **{f"{stage}_seconds": 0.1 for stage in ("read", "tokenize", "write")},
+        **changes,
     }
 
 
@@ -42,3 +44,15 @@ def test_an_encoder_that_had_one_fragment_was_never_starved() -> None:
     assert tally.starved_percent() == {}
     tally.add(spent("a", 0.0, 0.0))
     assert tally.starved_percent() == {"a": 0.0}
+
+
+def test_the_worst_cosine_is_kept_for_each_thing_that_vectors_were_compared_with() -> None:
+    tally = Tally()
+    assert preflight_line(tally) == "nothing was compared"
+    seen = (("", 1.0), ("the plain path", 0.9999), ("its own weights", 0.9), ("the plain path", 0.9995))
+    for compared, cosine in seen:
+        tally.add(spent("a", 0.0, 0.0, preflight_compared=compared, preflight_cosine=cosine))
+    assert (
+        preflight_line(tally)
+        == "lowest cosine 0.999500 to the plain path; lowest cosine 0.900000 to its own weights"
+    )
