@@ -33,7 +33,7 @@ from rich.console import Console
 from encoders.chunking import Chunker
 from encoders.tokenizer import Tokenizer
 from jobs.carry import carry_over, plan_carrying
-from jobs.changes import Changes, Comparison, report_changes
+from jobs.changes import Changes, Comparison, nothing_changed, report_changes
 from jobs.cli import PROGRAM, Invocation, parse
 from jobs.command import Answer, carry_out
 from jobs.commit import build_manifest, publish
@@ -174,6 +174,7 @@ def _check_ids(job: Job, layout: Layout, reading: Reading, console: Console) -> 
     source, seconds = job.config.input, 0.0
     scan = IdScan(
         corpus=job.corpus.location,
+        output=job.store.location,
         reading=reading,
         fragments=fragments_of(job.corpus, layout, reading),
         skip_bad_shards=source.on_bad_shard == "skip",
@@ -186,7 +187,7 @@ def _check_ids(job: Job, layout: Layout, reading: Reading, console: Console) -> 
         nonlocal seconds
         seconds = _connect(job.config)
         console.print(f"Comparing {scan.num_rows:,} ids")
-        return repeats_on_cluster(job.config.compute, job.store.location, scan)
+        return repeats_on_cluster(job.config.compute, scan)
 
     repeated = repeated_ids(source.on_duplicate_id, scan, job.holdings.manifest, on_cluster)
     return replace(layout, repeated_ids=repeated), seconds
@@ -324,8 +325,8 @@ def _run_spec(job: Job, reading: Reading) -> RunSpec:
 
 def _commit(
     job: Job, plan: Plan, tally: Tally, layout: Layout, reading: ReadingRecord, lease: Lease
-) -> tuple[Manifest, Changes | None]:
-    """The dataset's manifest, and what it changed; None where it was the same before."""
+) -> tuple[Manifest, Changes]:
+    """The dataset's manifest, and what it changed."""
     held = job.holdings.manifest
     manifest = build_manifest(
         plan,
@@ -342,7 +343,7 @@ def _commit(
         if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep
             lease.confirm()
             _sweep(job, held)
-        return held, None
+        return held, nothing_changed(held)
     changes = report_changes(job.store, job.holdings, manifest, functools.partial(_compare, job.config))
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     lease.confirm()

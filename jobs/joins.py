@@ -71,7 +71,7 @@ def carry_on_cluster(compute: ComputeConfig, run: RunSpec, plan: CarryPlan) -> N
         pass
 
 
-def repeats_on_cluster(compute: ComputeConfig, output: Location, scan: IdScan) -> Iterator[dict[str, Any]]:
+def repeats_on_cluster(compute: ComputeConfig, scan: IdScan) -> Iterator[dict[str, Any]]:
     """The rows of `jobs.duplicates.repeats`, of all buckets in any order.
 
     Raises:
@@ -80,16 +80,14 @@ def repeats_on_cluster(compute: ComputeConfig, output: Location, scan: IdScan) -
     """
     configure(compute.no_progress_timeout_seconds)
     num_buckets = math.ceil(scan.num_rows / _BUCKET_ROWS)
-    shipped = {"output": pickle.dumps(output), "plan": _ship(output, scan.to_json())}
-    small = pickle.dumps(replace(scan, fragments=()))
+    shipped = {
+        "scan": pickle.dumps(replace(scan, fragments=())),
+        "plan": _ship(scan.output, scan.to_json()),
+        "num_buckets": num_buckets,
+    }
     found = (
         _files(len(scan.fragments))
-        .map_batches(
-            _id_keys,
-            fn_kwargs={**shipped, "scan": small, "num_buckets": num_buckets},
-            batch_size=None,
-            batch_format="pyarrow",
-        )
+        .map_batches(_id_keys, fn_kwargs=shipped, batch_size=None, batch_format="pyarrow")
         .repartition(num_buckets, keys=["bucket"])
         .map_batches(_repeats, fn_kwargs={"limit": scan.limit}, batch_size=None, batch_format="pyarrow")
     )
@@ -165,14 +163,14 @@ def _save(vectors: pa.Table, run: bytes, plan: str) -> pa.Table:
 
 
 @functools.lru_cache(1)
-def _ids_of(scan: bytes, output: bytes, plan: str) -> Ids:
+def _ids_of(scan: bytes, plan: str) -> Ids:
     small: IdScan = pickle.loads(scan)
-    return Ids(small.with_json(open_store(pickle.loads(output)).read(plan)))
+    return Ids(small.with_json(open_store(small.output).read(plan)))
 
 
-def _id_keys(files: pa.Table, scan: bytes, output: bytes, plan: str, num_buckets: int) -> Iterator[pa.Table]:
+def _id_keys(files: pa.Table, scan: bytes, plan: str, num_buckets: int) -> Iterator[pa.Table]:
     for number in files["file"].to_pylist():
-        keys = _ids_of(scan, output, plan).keys(number)
+        keys = _ids_of(scan, plan).keys(number)
         bits = keys["high"].to_numpy() ^ stirred(keys["low"].to_numpy())
         yield keys.append_column("bucket", pa.array((bits % num_buckets).astype(np.int64)))
 
