@@ -72,8 +72,9 @@ def show_run(
 
     `rows` are those of the corpus; `embedded`, `carried` and `existing` count vectors, over all views; `tokens` are
     those that went through the encoder; `added`, `updated`, `deleted` and `unchanged` count ids, over all views, and
-    `changes` is where they are, None where nothing changed and so nothing was published; `tokens_per_second` leaves Ray's start out of the time; `starved_percent` is what each encoder waited for its next
-    fragment, without the wait for its first.
+    `changes` is where they are, None where nothing changed and so nothing was published; `tokens_per_second` leaves
+    Ray's start out of the time; `starved_percent` is what each encoder waited for its next fragment, without the wait
+    for its first.
     """
     seconds = max(times.total - times.ray_start, 1e-9)
     rejected = manifest.rejected()

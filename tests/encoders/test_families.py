@@ -22,6 +22,7 @@ from encoders.family import Prompt
 from encoders.jina import MERGED
 from encoders.modules import Standardize
 from encoders.protocol import EncoderOptions, Protocol, resolve_protocol
+from encoders.repository import open_repository
 from encoders.tasks import View, view_of
 from encoders.tokenizer import Tokenizer
 from tests.encoders.family_repositories import LAYOUTS, recipe, write_family
@@ -116,17 +117,18 @@ NOT_THEIRS = {
 TEXTS_OF = [text.strip() for text in TEXTS]
 
 
-def options_of(row: str, **more: Any) -> EncoderOptions:
+def options_of(folder: Path, row: str, **more: Any) -> EncoderOptions:
     told: dict[str, Any] = {"instruction": WIKI} if row.startswith("hkunlp/") else {}
     if row == "jinaai/jina-embeddings-v3-hf":  # its bare backbone here; its adapters have tests of their own
         told["adapters"] = dict.fromkeys(("retrieval", "text-matching", "classification", "clustering"))
     if LAYOUTS[row].code is not None:
-        told["trust_remote_code"] = True
+        repository = open_repository(str(folder), remote_code=True)
+        told["trust_remote_code"] = (f"{repository.name}@{repository.revision}",)
     return EncoderOptions(protocol=row, **told, **more)
 
 
 def resolve(folder: Path, row: str, **more: Any) -> Protocol:
-    return resolve_protocol(str(folder), options=options_of(row, **more))
+    return resolve_protocol(str(folder), options=options_of(folder, row, **more))
 
 
 def view(name: str) -> View:
