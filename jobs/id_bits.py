@@ -53,6 +53,8 @@ def _checksum(content: bytes) -> bytes:
 
 def sharing(store: Store, new: Sequence[Fragment], others: Sequence[Fragment]) -> tuple[Fragment, ...]:
     """Those of the others that may hold an id of the new fragments, whose bits are there: all others hold none."""
+    if not others:
+        return ()
     found = np.zeros(len(others), bool)
     with ThreadPoolExecutor(_THREADS) as pool:
         for block in _blocks(new):
