@@ -36,7 +36,7 @@ from jobs.errors import CorpusError
 from jobs.fragments import Fragment, as_ranges
 from jobs.id_bits import save, sharing
 from jobs.parquet import quoted
-from jobs.records import Manifest
+from jobs.records import Manifest, bits_path
 from jobs.rows import Reading, decoded_ids
 from jobs.sections import OnDuplicateId
 from jobs.storage import Location, open_store
@@ -159,6 +159,8 @@ def repeated_ids(
 ) -> Mapping[str, str] | None:
     """Rows whose id an earlier row has, as ranges, by fragment; as the manifest is to have it.
 
+    A corpus that is refused leaves nothing behind.
+
     Raises:
         CorpusError: There are some, and `mode` is `fail`; or a shard cannot be read.
     """
@@ -169,23 +171,32 @@ def repeated_ids(
         return known
     if mode == "fail" and known is None and manifest is not None and _all_held(scan, manifest):
         return None  # nothing is going to be embedded
-    looked_at, found = _look(replace(scan, limit=NUM_NAMED if mode == "fail" else None), manifest, on_cluster)
-    if mode == "fail":
-        _refuse(looked_at, found, scan.num_rows)
-        return {}
+    held = _held(manifest)
+    try:
+        looked_at, found = _look(replace(scan, limit=NUM_NAMED if mode == "fail" else None), held, on_cluster)
+        if mode == "fail":
+            _refuse(looked_at, found, scan.num_rows)
+            return {}
+    except CorpusError:
+        open_store(scan.output).delete(bits_path(one.id) for one in scan.fragments if one.id not in held)
+        raise
     rows: dict[int, list[int]] = defaultdict(list)
     for one in found:
         rows[one["fragment"]].append(one["row"])
     return {looked_at.fragments[number].id: as_ranges(sorted(rows[number])) for number in sorted(rows)}
 
 
+def _held(manifest: Manifest | None) -> frozenset[str]:
+    """Fragments of which no two hold one id, nor one of them twice."""
+    if manifest is None or manifest.repeated_ids is None:
+        return frozenset()
+    return frozenset(receipt.fragment for receipt in manifest.receipts)
+
+
 def _look(
-    scan: IdScan, manifest: Manifest | None, on_cluster: OnCluster
+    scan: IdScan, held: frozenset[str], on_cluster: OnCluster
 ) -> tuple[IdScan, list[Mapping[str, Any]]]:
     """The rows that repeat an id, of all fragments, in any order; and of the scan what they are counted in."""
-    held = (
-        {one.fragment for one in manifest.receipts} if manifest and manifest.repeated_ids is not None else ()
-    )
     new = [fragment for fragment in scan.fragments if fragment.id not in held]
     others = [fragment for fragment in scan.fragments if fragment.id in held]
     looked_at = replace(scan, fragments=tuple(new))
