@@ -9,7 +9,8 @@ to 10^20. Up to `SMALL_ROWS` it happens in this process, beyond in a shuffle on 
 holds one bucket. It takes one read of the id column; a million ids took 3.1 CPU seconds (numbers 1.6) and 185 MiB.
 
 New are fragments that the committed dataset does not hold, and those of its own that lose rows to earlier ones; all
-others are known to hold no id twice, nor an id of one another, so their shards are not opened.
+others are known to hold no id twice, nor an id of one another, so their shards are not opened. What is kept to compare
+them by counts from the commit on, so a run that is refused takes it away again (`jobs.embed`).
 
 Which row is the first is decided by ids alone: by the shard's path, then the row, and not by whether it gets a vector.
 A null id is a reject of its own and repeats nothing.
@@ -36,7 +37,7 @@ from jobs.errors import CorpusError
 from jobs.fragments import Fragment, as_ranges
 from jobs.id_bits import save, sharing
 from jobs.parquet import quoted
-from jobs.records import Manifest, bits_path
+from jobs.records import Manifest
 from jobs.rows import Reading, decoded_ids
 from jobs.sections import OnDuplicateId
 from jobs.storage import Location, open_store
@@ -159,8 +160,6 @@ def repeated_ids(
 ) -> Mapping[str, str] | None:
     """Rows whose id an earlier row has, as ranges, by fragment; as the manifest is to have it.
 
-    A corpus that is refused leaves nothing behind.
-
     Raises:
         CorpusError: There are some, and `mode` is `fail`; or a shard cannot be read.
     """
@@ -171,32 +170,22 @@ def repeated_ids(
         return known
     if mode == "fail" and known is None and manifest is not None and _all_held(scan, manifest):
         return None  # nothing is going to be embedded
-    held = _held(manifest)
-    try:
-        looked_at, found = _look(replace(scan, limit=NUM_NAMED if mode == "fail" else None), held, on_cluster)
-        if mode == "fail":
-            _refuse(looked_at, found, scan.num_rows)
-            return {}
-    except CorpusError:
-        open_store(scan.output).delete(bits_path(one.id) for one in scan.fragments if one.id not in held)
-        raise
+    looked_at, found = _look(replace(scan, limit=NUM_NAMED if mode == "fail" else None), manifest, on_cluster)
+    if mode == "fail":
+        _refuse(looked_at, found, scan.num_rows)
+        return {}
     rows: dict[int, list[int]] = defaultdict(list)
     for one in found:
         rows[one["fragment"]].append(one["row"])
     return {looked_at.fragments[number].id: as_ranges(sorted(rows[number])) for number in sorted(rows)}
 
 
-def _held(manifest: Manifest | None) -> frozenset[str]:
-    """Fragments of which no two hold one id, nor one of them twice."""
-    if manifest is None or manifest.repeated_ids is None:
-        return frozenset()
-    return frozenset(receipt.fragment for receipt in manifest.receipts)
-
-
 def _look(
-    scan: IdScan, held: frozenset[str], on_cluster: OnCluster
+    scan: IdScan, manifest: Manifest | None, on_cluster: OnCluster
 ) -> tuple[IdScan, list[Mapping[str, Any]]]:
     """The rows that repeat an id, of all fragments, in any order; and of the scan what they are counted in."""
+    knows = manifest is not None and manifest.repeated_ids is not None
+    held = {receipt.fragment for receipt in manifest.receipts} if manifest and knows else set()
     new = [fragment for fragment in scan.fragments if fragment.id not in held]
     others = [fragment for fragment in scan.fragments if fragment.id in held]
     looked_at = replace(scan, fragments=tuple(new))

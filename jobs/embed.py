@@ -48,7 +48,7 @@ from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_sh
 from jobs.progress import ProgressLine, Tally
 from jobs.protocols import show_protocol
 from jobs.ranges import CALIBRATION_ROWS, calibrated, keep, sample_of, with_ranges
-from jobs.records import LongTextRecord, Manifest, ReadingRecord, Receipt
+from jobs.records import IDS, LongTextRecord, Manifest, ReadingRecord, Receipt
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading
 from jobs.run_spec import MOST_DEADLY_ROWS, RunSpec, Work
@@ -97,14 +97,27 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
     with held_lease(job.store, lambda text: console.print(text, markup=False, highlight=False)) as lease:
         for replans_left in reversed(range(_MOST_REPLANS + 1)):
+            ready = know_output(job)
             try:
-                return _make(know_output(job), lease, console, started)
+                with _nothing_left_of_a_refusal(ready):
+                    return _make(ready, lease, console, started)
             except FileChangedError as error:
                 if config.input.on_changed_shard == "fail" or not replans_left:
                     raise
                 console.print(f"{error}\nListing the corpus anew", markup=False, highlight=False)
                 job = replace(job, corpus=list_corpus(config.input.location()))
     raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _nothing_left_of_a_refusal(job: Job) -> Iterator[None]:
+    """A run that is refused after it has looked at ids leaves the output as it was."""
+    try:
+        yield
+    except (ConfigurationError, CorpusError):
+        there = set(job.holdings.others)
+        job.store.delete(entry.path for entry in job.store.list(IDS) if entry.path not in there)
+        raise
 
 
 def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str, Any]:

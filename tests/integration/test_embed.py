@@ -106,6 +106,7 @@ def test_the_last_and_only_line_of_stdout_is_the_summary(dataset: Dataset) -> No
         "added": 2 * NUM_ROWS,
         "updated": 0,
         "deleted": 0,
+        "unchanged": 0,
         "changes": str(report_of(dataset.out).parent),
         "existing": 0,
         "rejected": 0,

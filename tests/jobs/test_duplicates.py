@@ -386,18 +386,6 @@ def test_an_id_of_megabytes_is_named_in_part(tmp_path: Path) -> None:
     assert len(told) < 600
 
 
-def test_a_corpus_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
-    corpus = write(tmp_path / "corpus", a={"id": [1], "text": ["t"]})
-    manifest = published(corpus, tmp_path / "out", repeated_ids("fail", scan_of(corpus), None, nowhere))
-    bits = Path(kept(corpus).uri) / "_ids"
-    before = {path: path.read_bytes() for path in bits.iterdir()}
-    assert len(before) == 1
-    write(corpus, b={"id": [2, 1], "text": ["t"] * 2})
-    with pytest.raises(CorpusError, match="1 of 3 rows"):
-        repeated_ids("fail", scan_of(corpus), manifest, nowhere)
-    assert {path: path.read_bytes() for path in bits.iterdir()} == before
-
-
 def test_a_corpus_without_repeats_is_not_refused(tmp_path: Path) -> None:
     write(tmp_path, a={"id": [1, 2, None, None], "text": ["t"] * 4}, b={"id": [3], "text": ["t"]})
     assert repeated_ids("fail", scan_of(tmp_path), None, nowhere) == {}
