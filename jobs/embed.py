@@ -48,7 +48,7 @@ from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_sh
 from jobs.progress import ProgressLine, Tally
 from jobs.protocols import show_protocol
 from jobs.ranges import CALIBRATION_ROWS, calibrated, keep, sample_of, with_ranges
-from jobs.records import IDS, LongTextRecord, Manifest, ReadingRecord, Receipt
+from jobs.records import CARRIED, IDS, LongTextRecord, Manifest, ReadingRecord, Receipt
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading
 from jobs.run_spec import MOST_DEADLY_ROWS, RunSpec, Work
@@ -115,8 +115,9 @@ def _nothing_left_of_a_refusal(job: Job) -> Iterator[None]:
     try:
         yield
     except (ConfigurationError, CorpusError):
+        found = [entry.path for folder in (IDS, CARRIED) for entry in job.store.list(folder)]
         there = set(job.holdings.others)
-        job.store.delete(entry.path for entry in job.store.list(IDS) if entry.path not in there)
+        job.store.delete(path for path in found if path not in there and path.endswith((".bits", ".plan")))
         raise
 
 
