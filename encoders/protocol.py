@@ -202,9 +202,9 @@ def resolve_protocol(
         UnsupportedModelError: The repository asks for something that is not done, or leaves something open.
     """
     options = options or EncoderOptions()
-    repository = open_repository(model, revision=revision, remote_code=options.trust_remote_code)
+    repository = open_repository(model, revision=revision, remote_code=bool(options.trust_remote_code))
     family = find_family(repository, options.protocol)
-    native = native_type(repository, family, trust_remote_code=options.trust_remote_code)
+    native = native_type(repository, family, trust_remote_code=bool(options.trust_remote_code))
     modules = agreed_modules(repository, family)
     transformer = read_transformer(
         repository,

@@ -24,6 +24,7 @@ _WEIGHT_FILES = ("*.safetensors",)
 _NAMES_OF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SECONDS_FOR_A_LIST = 10
+_CODE_FILES = ("*.py",)
 _OTHER_BACKENDS = ("onnx", "openvino")
 
 
@@ -65,7 +66,7 @@ class Repository:
                 f"the model's folder {self.path} is not on this machine ({platform.node()}); "
                 "put it on a shared filesystem or into every node's image, or give a Hub id"
             )
-        if weights and (revision := f"sha256:{_digest_folder(self.path)}") != self.revision:
+        if weights and (revision := _revision_of(self.path, code=remote_code)) != self.revision:
             raise ModelNotFoundError(
                 f"the model's folder {self.path} differs on this machine ({platform.node()}): {revision} "
                 f"here, {self.revision} where the run started; copy the same files to every node"
@@ -151,14 +152,14 @@ def open_repository(
         model: A folder, or a Hub id such as `intfloat/e5-base-v2`.
         revision: Branch, tag or commit of a Hub repository; a folder has none.
         weights: Fetch the weights too; without them the small files are enough to plan with.
-        remote_code: Fetch the repository's Python files too.
+        remote_code: Fetch the repository's Python files too; a folder's are part of its revision then.
 
     Raises:
         ModelNotFoundError: There is no such folder, repository or revision, or it cannot be reached.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return _open_folder(model, folder, revision)
+        return _open_folder(model, folder, revision, code=remote_code)
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelNotFoundError(
             f"no folder {model!r}; give a folder that holds a model, or a Hub id such as org/name"
@@ -166,7 +167,7 @@ def open_repository(
     return _open_hub(model, revision, weights=weights, remote_code=remote_code)
 
 
-def _open_folder(model: str, folder: Path, revision: str | None) -> Repository:
+def _open_folder(model: str, folder: Path, revision: str | None, *, code: bool) -> Repository:
     if revision is not None:
         raise ModelNotFoundError(
             f"revision {revision!r} was given with the folder {model!r}, which has none; "
@@ -177,21 +178,20 @@ def _open_folder(model: str, folder: Path, revision: str | None) -> Repository:
             f"folder {model!r} holds no model: neither config.json nor modules.json is in it"
         )
     resolved = folder.resolve()
-    return Repository(resolved.name, f"sha256:{_digest_folder(resolved)}", resolved)
+    return Repository(resolved.name, _revision_of(resolved, code=code), resolved)
 
 
-def _digest_folder(folder: Path) -> str:
+def _revision_of(folder: Path, *, code: bool) -> str:
     """Digest of names and contents; 0.1 s for 90 MB with the processor's SHA instructions."""
     total = hashlib.sha256()
-    for path in sorted(
-        path for pattern in (*_CONFIG_FILES, *_WEIGHT_FILES) for path in folder.rglob(pattern)
-    ):
+    patterns = (*_CONFIG_FILES, *_WEIGHT_FILES, *(_CODE_FILES if code else ()))
+    for path in sorted(path for pattern in patterns for path in folder.rglob(pattern)):
         name = path.relative_to(folder)
         if name.parts[0] in _OTHER_BACKENDS or any(part.startswith(".") for part in name.parts):
             continue
         with path.open("rb") as file:
             total.update(f"{name.as_posix()}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+    return f"sha256:{total.hexdigest()}"
 
 
 def _open_hub(model: str, revision: str | None, *, weights: bool, remote_code: bool) -> Repository:
@@ -205,7 +205,7 @@ def _open_hub(model: str, revision: str | None, *, weights: bool, remote_code: b
         RevisionNotFoundError,
     )
 
-    patterns = [*_CONFIG_FILES, *(_WEIGHT_FILES if weights else ()), *(("*.py",) if remote_code else ())]
+    patterns = [*_CONFIG_FILES, *(_WEIGHT_FILES if weights else ()), *(_CODE_FILES if remote_code else ())]
     ignored = [f"{backend}/*" for backend in _OTHER_BACKENDS]
     try:
         path = snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=ignored)

@@ -20,6 +20,7 @@ from encoders.errors import ModelNotFoundError, TaskError, UnsupportedModelError
 from encoders.family import Prompt
 from encoders.native import native_config
 from encoders.protocol import Protocol
+from encoders.remote_code import check_code
 from encoders.repository import Repository
 from encoders.tokenized import TokenizedTexts, WholeText
 
@@ -242,7 +243,7 @@ class Tokenizer:
         return inside.index(False) if False in inside else len(ids)
 
 
-def load_tokenizer(repository: Repository, folder: str = "", *, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(repository: Repository, folder: str = "", *, trust_remote_code: Sequence[str] = ()) -> Any:
     """A repository's own tokenizer, with a fast backend.
 
     Raises:
@@ -251,17 +252,19 @@ def load_tokenizer(repository: Repository, folder: str = "", *, trust_remote_cod
     """
     from transformers import AutoTokenizer
 
-    repository = repository.on_this_machine(remote_code=trust_remote_code)
+    repository = repository.on_this_machine(remote_code=bool(trust_remote_code))
     path = repository.path / folder
+    code_revision = check_code(repository, folder, trust_remote_code) if trust_remote_code else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path,
             config=native_config(
                 repository.name,
                 repository.json_object(folder, "config.json"),
-                own_code=trust_remote_code,
+                own_code=bool(trust_remote_code),
             ),
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=bool(trust_remote_code),
+            code_revision=code_revision,
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotFoundError(

@@ -9,12 +9,13 @@ Source: sentence-transformers 6.2, `base/modules/transformer.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from encoders.errors import UnsupportedModelError
 from encoders.native import native_architecture
+from encoders.remote_code import FILES, check_code
 from encoders.repository import Repository
 
 # Older repositories name the file after the architecture.
@@ -64,7 +65,7 @@ def read_transformer(
     folder: str,
     *,
     max_seq_length: int | None,
-    trust_remote_code: bool,
+    trust_remote_code: Sequence[str],
     longest: int | None = None,
     native: bool = False,
 ) -> Transformer:
@@ -74,7 +75,7 @@ def read_transformer(
         repository: The model's files.
         folder: Where in the repository the backbone is.
         max_seq_length: What the configuration wants instead of the repository's length.
-        trust_remote_code: Whether the repository's own code may run.
+        trust_remote_code: Repositories whose code may run.
         longest: Tokens that the model was made for, where the files do not say.
         native: Whether a class of transformers stands in for the backbone's own code.
 
@@ -89,10 +90,8 @@ def read_transformer(
             f"{repository.name} is an adapter (adapter_config.json) on top of another model; give that model as "
             "encoder.model, and this adapter to the tasks that take it: encoder.adapters"
         )
-    if not trust_remote_code:
-        if native_architecture(repository.name, config) is None and not native:
-            _refuse_own_code(repository, "config.json", config)
-        _refuse_own_code(repository, "tokenizer_config.json", tokenizer)
+    hides = native or (not trust_remote_code and native_architecture(repository.name, config) is not None)
+    check_code(repository, folder, trust_remote_code, FILES[1:] if hides else FILES)
     widths = [config[key] for key in ("hidden_size", "d_model", "dim", "n_embd") if key in config]
     return Transformer(
         folder=folder,
@@ -141,16 +140,6 @@ def _check_text_method(repository: Repository, file: str, settings: Mapping[str,
         raise UnsupportedModelError(
             f"{repository.name}: {file} takes texts through {ways.get('text')!r} to {output!r}; "
             f"only {plain!r} to 'token_embeddings' is done"
-        )
-
-
-def _refuse_own_code(repository: Repository, file: str, config: Mapping[str, Any]) -> None:
-    """In place of the repository's class, transformers would run one of its own where it knows the model type."""
-    classes = config.get("auto_map") or {}
-    if any(name in classes for name in ("AutoConfig", "AutoModel", "AutoTokenizer")):
-        raise UnsupportedModelError(
-            f"{repository.name}: {file} asks for Python code of the repository's own (auto_map); read that code, then "
-            "allow it for a pinned revision (encoder.trust_remote_code), or give a repository that needs none"
         )
 
 

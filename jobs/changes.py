@@ -3,11 +3,15 @@
     OUT/_changes/<digest of the new manifest>/since=<digest of the old one, or nothing>/
         change=added/task=<task>/role=<role>/part-<bucket>.parquet        id, text_hash, text_hash_before
         change=updated/...   change=deleted/...
+        change=unchanged/...                                              id, text_hash
+        change=unchanged/_parts.json                                      by view, parts whose ids are all unchanged
         _report.json                                                      counts; written last
 
-Parts that both manifests hold cancel out. Of the others two columns are read, id and text_hash, and brought together
-by id: up to `SMALL_ROWS` in one process, above in a shuffle on the cluster (`jobs.joins`). A first run has nothing to
-compare with, and reads its own parts to list them as added.
+Parts that both manifests hold are named and not read: their ids stand in them. Of the others two columns are read, id
+and text_hash, and brought together by id: up to `SMALL_ROWS` in one process, above in a shuffle on the cluster
+(`jobs.joins`). So a report costs what a commit wrote, and not what the dataset holds. A first run has nothing to
+compare with, and reads its own parts to list them as added. A run that changes nothing commits nothing, and its report
+is its summary (`nothing_changed`).
 
 An id is updated when its text has changed, or all of them when the view has become one of another space. Ids are
 taken to be unique; the rows of one id, chunks say, count as one text. Kept columns are not compared.
@@ -16,8 +20,9 @@ taken to be unique; the rows of one id, chunks say, count as one text. Kept colu
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +43,7 @@ from jobs.storage import Location, Store, open_store
 SMALL_ROWS = 1_000_000
 _BUCKET_ROWS = 4_000_000
 _THREADS = 16
+_STAYS = "change=unchanged/_parts.json"
 _NOTHING = "nothing"  # what a first commit is compared with
 
 KINDS = (ADDED, UPDATED, DELETED, UNCHANGED) = ("added", "updated", "deleted", "unchanged")
@@ -48,7 +54,7 @@ class Changes(BaseModel):
 
     Attributes:
         since: Digest of the manifest before; None where there was none.
-        manifest: Digest of the manifest after.
+        manifest: Digest of the manifest after; of the same one, where nothing changed.
         views: Counts by view, then by kind of change.
         lost: Parts of the manifest before that were not there, so nobody knows what was in them; where there are some,
             load the dataset anew.
@@ -127,9 +133,11 @@ def report_changes(store: Store, holdings: Holdings, after: Manifest, on_cluster
         view: Counter(dict.fromkeys(KINDS, 0))
         for view in sorted({*after.views, *(before.views if before else ())})
     }
-    for part_path in old.keys() & new.keys():
+    stays = defaultdict[str, list[str]](list)
+    for part_path in sorted(old.keys() & new.keys()):
         view, record = new[part_path]
         counts[view][UNCHANGED] += record.num_embedded
+        stays[view].append(part_path)
     gone = [SidedPart(view, False, record) for name, (view, record) in old.items() if name not in new]
     came = [SidedPart(view, True, record) for name, (view, record) in new.items() if name not in old]
     lost = {part.record.path for part in gone} - {
@@ -154,8 +162,18 @@ def report_changes(store: Store, holdings: Holdings, after: Manifest, on_cluster
         for (view, change), count in compared.items():
             counts[view][change] += count
     changes = empty.model_copy(update={"views": counts, "lost": tuple(sorted(lost))})
+    if stays:
+        store.create(f"{empty.folder}/{_STAYS}", json.dumps(stays).encode())
     store.create(path, changes.model_dump_json(indent=2).encode())
     return changes
+
+
+def nothing_changed(manifest: Manifest) -> Changes:
+    """What a run changes that finds its dataset there: of each view, every id is what it was."""
+    counts = {view: Counter(dict.fromkeys(KINDS, 0)) for view in manifest.views}
+    for view, record in _parts(manifest).values():
+        counts[view][UNCHANGED] += record.num_embedded
+    return Changes(since=manifest.digest, manifest=manifest.digest, views=counts)
 
 
 def _parts(manifest: Manifest) -> dict[str, tuple[str, PartRecord]]:
@@ -238,14 +256,13 @@ class CompareSteps:
                 view = self._views[number]
                 for change, some in _by_change(ids, respaced=view in self._comparison.respaced).items():
                     counts[view, change] += some.num_rows
-                    if change != UNCHANGED and some.num_rows:
+                    if some.num_rows:
                         self._write(bucket, view, change, some)
         return counts
 
     def _write(self, bucket: int, view: str, change: str, ids: pa.Table) -> None:
-        columns = [ids["id"], ids["text_hash"], ids["text_hash_before"]]
-        names = [self._comparison.id_column, "text_hash", "text_hash_before"]
-        table = pa.Table.from_arrays(columns, names).sort_by(names[0])
+        table = ids.select(["id", "text_hash", *(["text_hash_before"] if change != UNCHANGED else [])])
+        table = table.rename_columns({"id": self._comparison.id_column}).sort_by(self._comparison.id_column)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", use_dictionary=False)
         task, role = view.split("/")

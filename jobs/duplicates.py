@@ -1,11 +1,16 @@
 """Ids that the corpus holds more than once, found before anything is embedded (`input.on_duplicate_id`).
 
-    ids of every fragment -> 128 bits, fragment, row         one column is read, and no text
+    ids of new fragments -> 128 bits, fragment, row         one column is read, and no text
     equal bits, in the order of the corpus -> the first row, and those that repeat it
+    fragments of the dataset that may hold one of these ids (`jobs.id_bits`) -> the same again, with those
 
 A number is its own 128 bits, anything else blake2b of its bytes: that two of a billion ids meet by chance has odds of 1
 to 10^20. Up to `SMALL_ROWS` it happens in this process, beyond in a shuffle on the cluster, where a process
 holds one bucket. It takes one read of the id column; a million ids took 3.1 CPU seconds (numbers 1.6) and 185 MiB.
+
+New are fragments that the committed dataset does not hold, and those of its own that lose rows to earlier ones; all
+others are known to hold no id twice, nor an id of one another, so their shards are not opened. What is kept to compare
+them by counts from the commit on, so a run that is refused takes it away again (`jobs.embed`).
 
 Which row is the first is decided by ids alone: by the shard's path, then the row, and not by whether it gets a vector.
 A null id is a reject of its own and repeats nothing.
@@ -30,6 +35,7 @@ from pydantic import TypeAdapter
 from jobs.decoding import decode
 from jobs.errors import CorpusError
 from jobs.fragments import Fragment, as_ranges
+from jobs.id_bits import save, sharing
 from jobs.parquet import quoted
 from jobs.records import Manifest
 from jobs.rows import Reading, decoded_ids
@@ -54,6 +60,7 @@ class IdScan:
 
     Attributes:
         corpus: Root of the shards.
+        output: Where the bits of ids are kept.
         reading: Says which column, and its type.
         fragments: All of them, in the corpus's order.
         skip_bad_shards: Take a fragment that cannot be decoded for one without ids, for its rows are rejects.
@@ -62,6 +69,7 @@ class IdScan:
     """
 
     corpus: Location
+    output: Location
     reading: Reading
     fragments: tuple[Fragment, ...]
     skip_bad_shards: bool
@@ -92,12 +100,14 @@ class Ids:
     def __init__(self, scan: IdScan) -> None:
         self._scan = scan
         self._store = open_store(scan.corpus)
+        self._output = open_store(scan.output)
 
     def keys(self, number: int) -> pa.Table:
-        """The bits of the ids of one fragment, and where they stand in it."""
+        """The bits of the ids of one fragment, and where they stand in it; half of the bits are kept."""
         ids = self.of(number)
         rows = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False)).astype(np.int32)
         bits = _bits_of(ids.drop_null())
+        save(self._output, self._scan.fragments[number], bits["low"])
         fragment = np.full(len(rows), number, np.int32)
         return pa.table([bits["high"], bits["low"], fragment, rows], schema=KEYS)
 
@@ -158,15 +168,34 @@ def repeated_ids(
         return None if known else known  # rather what was known than another manifest of the same dataset
     if known is not None and (mode == "keep_first" or not known):
         return known
+    if mode == "fail" and known is None and manifest is not None and _all_held(scan, manifest):
+        return None  # nothing is going to be embedded
+    looked_at, found = _look(replace(scan, limit=NUM_NAMED if mode == "fail" else None), manifest, on_cluster)
     if mode == "fail":
-        if known is None and manifest is not None and _all_held(scan, manifest):
-            return None  # nothing is going to be embedded
-        _refuse(scan, on_cluster)
+        _refuse(looked_at, found, scan.num_rows)
         return {}
     rows: dict[int, list[int]] = defaultdict(list)
-    for one in _scanned(scan, on_cluster):
+    for one in found:
         rows[one["fragment"]].append(one["row"])
-    return {scan.fragments[number].id: as_ranges(sorted(rows[number])) for number in sorted(rows)}
+    return {looked_at.fragments[number].id: as_ranges(sorted(rows[number])) for number in sorted(rows)}
+
+
+def _look(
+    scan: IdScan, manifest: Manifest | None, on_cluster: OnCluster
+) -> tuple[IdScan, list[Mapping[str, Any]]]:
+    """The rows that repeat an id, of all fragments, in any order; and of the scan what they are counted in."""
+    knows = manifest is not None and manifest.repeated_ids is not None
+    held = {receipt.fragment for receipt in manifest.receipts} if manifest and knows else set()
+    new = [fragment for fragment in scan.fragments if fragment.id not in held]
+    others = [fragment for fragment in scan.fragments if fragment.id in held]
+    looked_at = replace(scan, fragments=tuple(new))
+    found = list(_scanned(looked_at, on_cluster))
+    suspects = {fragment.id for fragment in sharing(open_store(scan.output), new, others)}
+    if suspects:
+        wanted = {fragment.id for fragment in new} | suspects
+        looked_at = replace(scan, fragments=tuple(one for one in scan.fragments if one.id in wanted))
+        found = list(_scanned(looked_at, on_cluster))
+    return looked_at, found
 
 
 def known_repeats(fragments: Sequence[Fragment], manifest: Manifest | None) -> Mapping[str, str] | None:
@@ -183,24 +212,21 @@ def _all_held(scan: IdScan, manifest: Manifest) -> bool:
     return {fragment.id for fragment in scan.fragments} <= {receipt.fragment for receipt in manifest.receipts}
 
 
-def _refuse(scan: IdScan, on_cluster: OnCluster) -> None:
+def _refuse(scan: IdScan, found: Sequence[Mapping[str, Any]], num_rows: int) -> None:
     """Refuse a corpus that repeats an id, with the first few and where they stand."""
-    found = sorted(
-        _scanned(replace(scan, limit=NUM_NAMED), on_cluster), key=lambda one: (one["fragment"], one["row"])
-    )
     if not found:
         return
     ids = Ids(scan)
     named = [
         f"{quoted(ids.of(one['fragment'])[one['row']].as_py())} in {_place(scan, one['fragment'], one['row'])}, "
         f"before in {_place(scan, one['first_fragment'], one['first_row'])}"
-        for one in found[:NUM_NAMED]
+        for one in sorted(found, key=lambda one: (one["fragment"], one["row"]))[:NUM_NAMED]
     ]
     count = sum(one["num_repeats"] for one in found)
     if count > NUM_NAMED:
         named.append("...")
     raise CorpusError(
-        f"{count:,} of {scan.num_rows:,} rows repeat the id of an earlier one ({'; '.join(named)}); mend the corpus, "
+        f"{count:,} of {num_rows:,} rows repeat the id of an earlier one ({'; '.join(named)}); mend the corpus, "
         "name another input.id_column, or say what is wanted: input.on_duplicate_id=keep_first makes rejects of the "
         "later rows, keep_all gives each row its vector"
     )

@@ -33,7 +33,7 @@ from rich.console import Console
 from encoders.chunking import Chunker
 from encoders.tokenizer import Tokenizer
 from jobs.carry import carry_over, plan_carrying
-from jobs.changes import Changes, Comparison, report_changes
+from jobs.changes import Changes, Comparison, nothing_changed, report_changes
 from jobs.cli import PROGRAM, Invocation, parse
 from jobs.command import Answer, carry_out
 from jobs.commit import build_manifest, publish
@@ -48,7 +48,7 @@ from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_sh
 from jobs.progress import ProgressLine, Tally
 from jobs.protocols import show_protocol
 from jobs.ranges import CALIBRATION_ROWS, calibrated, keep, sample_of, with_ranges
-from jobs.records import LongTextRecord, Manifest, ReadingRecord, Receipt
+from jobs.records import CARRIED, IDS, LongTextRecord, Manifest, ReadingRecord, Receipt
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading
 from jobs.run_spec import MOST_DEADLY_ROWS, RunSpec, Work
@@ -97,14 +97,28 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
     with held_lease(job.store, lambda text: console.print(text, markup=False, highlight=False)) as lease:
         for replans_left in reversed(range(_MOST_REPLANS + 1)):
+            ready = know_output(job)
             try:
-                return _make(know_output(job), lease, console, started)
+                with _nothing_left_of_a_refusal(ready):
+                    return _make(ready, lease, console, started)
             except FileChangedError as error:
                 if config.input.on_changed_shard == "fail" or not replans_left:
                     raise
                 console.print(f"{error}\nListing the corpus anew", markup=False, highlight=False)
                 job = replace(job, corpus=list_corpus(config.input.location()))
     raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _nothing_left_of_a_refusal(job: Job) -> Iterator[None]:
+    """A run that is refused after it has looked at ids leaves the output as it was."""
+    try:
+        yield
+    except (ConfigurationError, CorpusError):
+        found = [entry.path for folder in (IDS, CARRIED) for entry in job.store.list(folder)]
+        there = set(job.holdings.others)
+        job.store.delete(path for path in found if path not in there and path.endswith((".bits", ".plan")))
+        raise
 
 
 def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str, Any]:
@@ -174,6 +188,7 @@ def _check_ids(job: Job, layout: Layout, reading: Reading, console: Console) -> 
     source, seconds = job.config.input, 0.0
     scan = IdScan(
         corpus=job.corpus.location,
+        output=job.store.location,
         reading=reading,
         fragments=fragments_of(job.corpus, layout, reading),
         skip_bad_shards=source.on_bad_shard == "skip",
@@ -186,7 +201,7 @@ def _check_ids(job: Job, layout: Layout, reading: Reading, console: Console) -> 
         nonlocal seconds
         seconds = _connect(job.config)
         console.print(f"Comparing {scan.num_rows:,} ids")
-        return repeats_on_cluster(job.config.compute, job.store.location, scan)
+        return repeats_on_cluster(job.config.compute, scan)
 
     repeated = repeated_ids(source.on_duplicate_id, scan, job.holdings.manifest, on_cluster)
     return replace(layout, repeated_ids=repeated), seconds
@@ -324,8 +339,8 @@ def _run_spec(job: Job, reading: Reading) -> RunSpec:
 
 def _commit(
     job: Job, plan: Plan, tally: Tally, layout: Layout, reading: ReadingRecord, lease: Lease
-) -> tuple[Manifest, Changes | None]:
-    """The dataset's manifest, and what it changed; None where it was the same before."""
+) -> tuple[Manifest, Changes]:
+    """The dataset's manifest, and what it changed."""
     held = job.holdings.manifest
     manifest = build_manifest(
         plan,
@@ -342,7 +357,7 @@ def _commit(
         if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep
             lease.confirm()
             _sweep(job, held)
-        return held, None
+        return held, nothing_changed(held)
     changes = report_changes(job.store, job.holdings, manifest, functools.partial(_compare, job.config))
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     lease.confirm()

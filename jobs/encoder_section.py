@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from encoders.tasks import canonical_task
-from jobs.fields import AdapterId, ModelId, Name, RoleName, Section, TaskName, Uri, shown
+from jobs.fields import AdapterId, CodeIds, ModelId, Name, RoleName, Section, TaskName, Uri, shown
 
 PromptUse = Literal["auto", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
@@ -24,9 +24,12 @@ class EncoderConfig(Section):
     revision: Name | None = Field(
         default=None, description="Commit, tag or branch on the Hub; pin a commit. null: the default branch."
     )
-    trust_remote_code: bool = Field(
-        default=False,
-        description="Run Python code from the model's repository. The revision must be a full commit hash.",
+    trust_remote_code: CodeIds = Field(
+        default=(),
+        description="Python code that may run where the model asks for some: a list of org/name@commit, the model's "
+        "own repository or another one that it takes code from. false or []: none. The revision must be a full commit "
+        "hash.",
+        json_schema_extra={"kind": "list of org/name@commit | false"},
     )
     prompt: PromptUse = Field(
         default="auto",
@@ -107,7 +110,7 @@ class EncoderConfig(Section):
     def _remote_code_is_pinned(self) -> Self:
         if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
-                f"trust_remote_code runs the repository's code, and revision is {shown(self.revision)}; "
+                f"trust_remote_code runs code that the repository names, and revision is {shown(self.revision)}; "
                 "allowed: a commit hash of 40 hexadecimal digits; read the code there, then set --revision"
             )
         return self

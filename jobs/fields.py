@@ -99,8 +99,28 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _code_ids(value: object) -> object:
+    """Which code may run: false is none, and true would be any."""
+    if value is True:
+        raise ValueError(
+            "true would run whatever code the model asks for; allowed: false, or a list of the repositories whose code "
+            "you have read, each with its commit: [org/name@<40 hexadecimal digits>]"
+        )
+    return () if value is False else as_tuple(value)
+
+
+def _code_id(given: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", given, re.ASCII):
+        raise ValueError(
+            f"given {shown(given)}; allowed: org/name@commit, the commit as 40 hexadecimal digits; a branch or a tag "
+            "may hold other code tomorrow"
+        )
+    return given
+
+
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(as_tuple)]
+CodeIds = Annotated[tuple[Annotated[str, AfterValidator(_code_id)], ...], BeforeValidator(_code_ids)]
 Uri = Annotated[Name, AfterValidator(_uri)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 TaskName = Annotated[str, AfterValidator(_task_name)]

@@ -6,6 +6,7 @@ _receipts/<digest>.json                   a fragment is complete
 _ranges/<digest>.json                     of int8 vectors
 _carried/<digest>.parquet, .json, .plan   vectors of the dataset before, and for which fragments all were found
 _changes/<digest>/...                     the ids that a commit changed
+_ids/<digest>.bits                        what the ids of a fragment are recognised by
 _manifests/<time>-<digest>.json           a manifest that is kept aside, beside its configuration
 .<digits>.tmp                             in any of these folders: what a killed writer leaves on a disk
 
@@ -17,10 +18,10 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from jobs.records import CARRIED, CHANGES, MANIFESTS, RANGES, RECEIPTS, REJECTS
+from jobs.records import CARRIED, CHANGES, IDS, MANIFESTS, RANGES, RECEIPTS, REJECTS
 from jobs.store import is_temporary
 
-Kind = Literal["part", "rejects", "receipt", "ranges", "carried", "changes", "manifest", "temporary"]
+Kind = Literal["part", "rejects", "receipt", "ranges", "carried", "changes", "ids", "manifest", "temporary"]
 
 _DIGEST = r"[0-9a-f]{32}"
 _KEPT_ID = rf"[0-9]{{8}}T[0-9]{{9}}Z-{_DIGEST}"
@@ -30,10 +31,14 @@ _NAMES: dict[str, Kind] = {
     rf"{RECEIPTS}/{_DIGEST}\.json": "receipt",
     rf"{RANGES}/{_DIGEST}\.json": "ranges",
     rf"{CARRIED}/{_DIGEST}\.(parquet|json|plan)": "carried",
-    rf"{CHANGES}/{_DIGEST}/since=[^/]+/(change=.+/part-[0-9]+\.parquet|_report\.json)": "changes",
+    rf"{CHANGES}/{_DIGEST}/since=[^/]+/(change=.+/(part-[0-9]+\.parquet|_parts\.json)|_report\.json)": "changes",
+    rf"{IDS}/{_DIGEST}\.bits": "ids",
     rf"{MANIFESTS}/{_KEPT_ID}(\.config)?\.json": "manifest",
 }
-_FOLDERS = ("task=", *(f"{folder}/" for folder in (REJECTS, RECEIPTS, RANGES, CARRIED, CHANGES, MANIFESTS)))
+_FOLDERS = (
+    "task=",
+    *(f"{folder}/" for folder in (REJECTS, RECEIPTS, RANGES, CARRIED, CHANGES, IDS, MANIFESTS)),
+)
 _PATTERNS = tuple((re.compile(name, re.DOTALL), kind) for name, kind in _NAMES.items())
 
 

@@ -43,7 +43,7 @@ class Holdings:
         receipts: Of the manifest, of earlier ones, and of attempts that no manifest knows.
         files: Size of every part and rejects file, by path.
         ranges: Calibrated by attempts that the manifest does not know.
-        others: Paths of our other files, none of which the committed dataset needs.
+        others: Paths of our other files.
         version: Of the manifest's file; None where there is none.
     """
 
@@ -59,7 +59,8 @@ class Holdings:
         """Whether nothing is there but what the committed dataset holds."""
         committed = self.manifest.receipts if self.manifest else ()
         live = {file.path for receipt in committed for file in receipt.files()}
-        return self.files.keys() <= live and not self.others
+        bits = self.manifest.bits_paths() if self.manifest else set()
+        return self.files.keys() <= live and bits.issuperset(self.others)
 
     def by_part(self) -> dict[str, Receipt]:
         """The receipt that vouches for each part; only receipts all of whose files are there."""

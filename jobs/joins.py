@@ -4,6 +4,11 @@ Ray Data's hash shuffle moves rows by tasks through the object store, and spills
 Its own join is not used: it would move every old vector to where it is not wanted, and its aggregators stay for as
 long as the job lasts. Each step is one function of one bucket, which a retry repeats without harm.
 
+A process holds a few copies of a bucket, or of what it takes in hand at once to spread over all buckets: of 256 MiB
+1.6 GiB were measured, of Ray's default of 1 GiB 4 GiB. Spreading makes (bytes / in hand) x (bytes / bucket) pieces, and
+the driver knows each of them, so where they would be too many more is taken in hand: 1 GiB for the vectors of a
+billion rows of 768 bytes.
+
 These are the dataset operations beside those of `jobs.pipeline`: there a row is a fragment and never meets another.
 """
 
@@ -20,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import Dataset
+from ray.data import DataContext, Dataset
 from ray.exceptions import RayError
 
 from encoders.space import digest
@@ -38,8 +43,18 @@ from jobs.unique import stirred
 # What one process holds of a step.
 _BUCKET_ROWS = 4_000_000
 _BUCKET_BYTES = 256 * 2**20
+_MOST_PIECES = 2**21
+_KEY_BYTES = 40  # of a row that is compared by a hash
 _FILES_PER_TASK = 16
 _COUNTS = pa.schema([("view", pa.string()), ("change", pa.string()), ("num_ids", pa.int64())])
+
+
+def _configure(compute: ComputeConfig, num_bytes: int, num_buckets: int) -> None:
+    """Settings of a dataset that shuffles so many bytes."""
+    configure(compute.no_progress_timeout_seconds)
+    context = DataContext.get_current()
+    context.shuffle_input_batch_bytes = max(_BUCKET_BYTES, num_bytes * num_buckets // _MOST_PIECES)
+    context.shuffle_compression = "lz4"  # hashes and vectors are noise: zstd takes longer and gains nothing
 
 
 def carry_on_cluster(compute: ComputeConfig, run: RunSpec, plan: CarryPlan) -> None:
@@ -49,14 +64,15 @@ def carry_on_cluster(compute: ComputeConfig, run: RunSpec, plan: CarryPlan) -> N
         TaskvecError: What a step raised on purpose.
         JobError: Anything else that a step died of.
     """
-    configure(compute.no_progress_timeout_seconds)
     shipped = {"run": pickle.dumps(run), "plan": _ship(run.output, plan.to_json())}
     num_files = len(plan.work) + len(plan.parts)
     num_rows = sum(work.fragment.num_rows for work in plan.work) + sum(
         part.record.num_rows for part in plan.parts
     )
     num_hashes = math.ceil(num_rows / _BUCKET_ROWS)
-    num_vectors = math.ceil(sum(part.record.num_bytes for part in plan.parts) / _BUCKET_BYTES)
+    num_bytes = sum(part.record.num_bytes for part in plan.parts)
+    num_vectors = math.ceil(num_bytes / _BUCKET_BYTES)
+    _configure(compute, num_bytes, num_vectors)
     saved = (
         _files(num_files)
         .map_batches(_keys, fn_kwargs=shipped, batch_size=None, batch_format="pyarrow")
@@ -71,25 +87,23 @@ def carry_on_cluster(compute: ComputeConfig, run: RunSpec, plan: CarryPlan) -> N
         pass
 
 
-def repeats_on_cluster(compute: ComputeConfig, output: Location, scan: IdScan) -> Iterator[dict[str, Any]]:
+def repeats_on_cluster(compute: ComputeConfig, scan: IdScan) -> Iterator[dict[str, Any]]:
     """The rows of `jobs.duplicates.repeats`, of all buckets in any order.
 
     Raises:
         TaskvecError: What a step raised on purpose.
         JobError: Anything else that a step died of.
     """
-    configure(compute.no_progress_timeout_seconds)
     num_buckets = math.ceil(scan.num_rows / _BUCKET_ROWS)
-    shipped = {"output": pickle.dumps(output), "plan": _ship(output, scan.to_json())}
-    small = pickle.dumps(replace(scan, fragments=()))
+    _configure(compute, scan.num_rows * _KEY_BYTES, num_buckets)
+    shipped = {
+        "scan": pickle.dumps(replace(scan, fragments=())),
+        "plan": _ship(scan.output, scan.to_json()),
+        "num_buckets": num_buckets,
+    }
     found = (
         _files(len(scan.fragments))
-        .map_batches(
-            _id_keys,
-            fn_kwargs={**shipped, "scan": small, "num_buckets": num_buckets},
-            batch_size=None,
-            batch_format="pyarrow",
-        )
+        .map_batches(_id_keys, fn_kwargs=shipped, batch_size=None, batch_format="pyarrow")
         .repartition(num_buckets, keys=["bucket"])
         .map_batches(_repeats, fn_kwargs={"limit": scan.limit}, batch_size=None, batch_format="pyarrow")
     )
@@ -105,7 +119,8 @@ def compare_on_cluster(
         TaskvecError: What a step raised on purpose.
         JobError: Anything else that a step died of.
     """
-    configure(compute.no_progress_timeout_seconds)
+    num_rows = sum(part.record.num_rows for part in comparison.parts)
+    _configure(compute, num_rows * _KEY_BYTES, comparison.num_buckets)
     shipped = {"location": pickle.dumps(location), "comparison": _ship(location, comparison.to_json())}
     saved = (
         _files(len(comparison.parts))
@@ -165,14 +180,14 @@ def _save(vectors: pa.Table, run: bytes, plan: str) -> pa.Table:
 
 
 @functools.lru_cache(1)
-def _ids_of(scan: bytes, output: bytes, plan: str) -> Ids:
+def _ids_of(scan: bytes, plan: str) -> Ids:
     small: IdScan = pickle.loads(scan)
-    return Ids(small.with_json(open_store(pickle.loads(output)).read(plan)))
+    return Ids(small.with_json(open_store(small.output).read(plan)))
 
 
-def _id_keys(files: pa.Table, scan: bytes, output: bytes, plan: str, num_buckets: int) -> Iterator[pa.Table]:
+def _id_keys(files: pa.Table, scan: bytes, plan: str, num_buckets: int) -> Iterator[pa.Table]:
     for number in files["file"].to_pylist():
-        keys = _ids_of(scan, output, plan).keys(number)
+        keys = _ids_of(scan, plan).keys(number)
         bits = keys["high"].to_numpy() ^ stirred(keys["low"].to_numpy())
         yield keys.append_column("bucket", pa.array((bits % num_buckets).astype(np.int64)))
 

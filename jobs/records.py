@@ -3,6 +3,7 @@
     OUT/_receipts/<digest>.json     a fragment is complete in some views; gone once a manifest holds its content
     OUT/_rejects/.../<digest>.parquet
     OUT/_ranges/<digest>.json       of int8 vectors, before the first of them is written; gone like receipts
+    OUT/_ids/<digest>.bits          what the ids of a fragment are recognised by (jobs/id_bits.py)
     OUT/_lock.json                  who has the output, while a run is under way (jobs/lease.py)
     OUT/_carried/<digest>.parquet   vectors of the dataset before, for one fragment of the next; gone likewise
     OUT/_manifest.json              the live parts; writing it is the commit
@@ -35,7 +36,13 @@ REJECTS = "_rejects"
 RANGES = "_ranges"
 CARRIED = "_carried"
 CHANGES = "_changes"
+IDS = "_ids"
 MANIFESTS = "_manifests"
+
+
+def bits_path(fragment: str) -> str:
+    """Where the bits of a fragment's ids are."""
+    return f"{IDS}/{fragment}.bits"
 
 
 class _Record(BaseModel):
@@ -255,6 +262,10 @@ class Manifest(_Record):
         """Rows without a vector, by reason; a row counts once, however many views lack it."""
         by_fragment = {receipt.fragment: receipt.rejected for receipt in self.receipts}
         return dict(sum((Counter(rejected) for rejected in by_fragment.values()), Counter()))
+
+    def bits_paths(self) -> set[str]:
+        """Where the bits of its fragments' ids may be; of those that lose rows to earlier ones, before they do."""
+        return {bits_path(one) for one in (*(r.fragment for r in self.receipts), *(self.repeated_ids or ()))}
 
     @property
     def digest(self) -> str:

@@ -65,15 +65,16 @@ def show_run(
     times: Times,
     output: str,
     *,
-    changes: Changes | None,
+    changes: Changes,
     raw_views: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Print what a run did; returns the summary.
 
     `rows` are those of the corpus; `embedded`, `carried` and `existing` count vectors, over all views; `tokens` are
-    those that went through the encoder; `added`, `updated` and `deleted` count ids, over all views;
-    `tokens_per_second` leaves Ray's start out of the time; `starved_percent` is what each encoder waited for its next
-    fragment, without the wait for its first.
+    those that went through the encoder; `added`, `updated`, `deleted` and `unchanged` count ids, over all views, and
+    `changes` is where they are, None where nothing changed and so nothing was published; `tokens_per_second` leaves
+    Ray's start out of the time; `starved_percent` is what each encoder waited for its next fragment, without the wait
+    for its first.
     """
     seconds = max(times.total - times.ray_start, 1e-9)
     rejected = manifest.rejected()
@@ -82,11 +83,10 @@ def show_run(
         "rows": f"{plan.num_rows:,}{_chunks(manifest)}",
         "embedded": f"{tally.vectors - tally.carried:,} vectors ({existing:,} were there)",
         "rejected": ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())) or "0",
+        "changes": ", ".join(f"{kind} {changes.count(kind):,}" for kind in KINDS),
         "tokens": f"{tally.tokens:,}",
         "seconds": f"{times.total:.1f}, Ray's start {times.ray_start:.1f} of them",
     }
-    if changes:
-        lines["changes"] = ", ".join(f"{kind} {changes.count(kind):,}" for kind in KINDS)
     if tally.carried:
         lines["carried over"] = f"{tally.carried:,} vectors"
     if tally.receipts:
@@ -109,15 +109,16 @@ def show_run(
     lines |= _raw(raw_views)
     if plan.bad_shards:
         lines["skipped shards"] = ", ".join(shard.path for shard in plan.bad_shards[:5])
-    _print_table(console, "Published" if changes else "Nothing to do: the output is what it should be", lines)
+    is_new = changes.since != changes.manifest
+    _print_table(console, "Published" if is_new else "Nothing to do: the output is what it should be", lines)
     return {
         "rows": plan.num_rows,
         "embedded": tally.vectors - tally.carried,
         "carried": tally.carried,
         "existing": existing,
         "rejected": sum(rejected.values()),
-        **{kind: changes.count(kind) if changes else 0 for kind in KINDS[:-1]},
-        "changes": f"{output.rstrip('/')}/{changes.folder}" if changes else None,
+        **{kind: changes.count(kind) for kind in KINDS},
+        "changes": f"{output.rstrip('/')}/{changes.folder}" if is_new else None,
         "tokens": tally.tokens,
         "seconds": round(times.total, 3),
         "tokens_per_second": round(tally.tokens / seconds, 1),

@@ -67,7 +67,7 @@ def sweep(store: Store, live: Manifest, *, keep_manifests: int, orphan_grace_hou
 
 
 def _paths(manifest: Manifest) -> set[str]:
-    return {file.path for receipt in manifest.receipts for file in receipt.files()}
+    return manifest.bits_paths() | {file.path for receipt in manifest.receipts for file in receipt.files()}
 
 
 def _committed(live: Manifest) -> Iterator[str]:

@@ -20,6 +20,7 @@ from encoders.encoder import Encoded, Encoder
 from encoders.families import FAMILIES
 from encoders.family import Family
 from encoders.protocol import EncoderOptions, Protocol, resolve_protocol
+from encoders.repository import open_repository
 from encoders.tasks import Role, View, view_of
 from encoders.tokenized import TokenizedTexts
 from encoders.tokenizer import Tokenizer
@@ -183,15 +184,21 @@ NOT_THEIRS = {
 TEXTS_OF = [text.strip() for text in TEXTS]
 
 
-def options_of(row: str, **more: Any) -> EncoderOptions:
+def options_of(folder: Path, row: str, **more: Any) -> EncoderOptions:
     told: dict[str, Any] = {"instruction": INSTRUCTIONS[row]} if row in INSTRUCTIONS else {}
     if LAYOUTS[row].code is not None:
-        told["trust_remote_code"] = True
+        told["trust_remote_code"] = (own_code(folder),)
     return EncoderOptions(**{"protocol": row} | told | more)
 
 
+def own_code(folder: Path) -> str:
+    """What lets the code of a folder run."""
+    repository = open_repository(str(folder), remote_code=True)
+    return f"{repository.name}@{repository.revision}"
+
+
 def resolve(folder: Path, row: str, **more: Any) -> Protocol:
-    return resolve_protocol(str(folder), options=options_of(row, **more))
+    return resolve_protocol(str(folder), options=options_of(folder, row, **more))
 
 
 def view(name: str) -> View:

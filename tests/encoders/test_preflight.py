@@ -20,6 +20,7 @@ from encoders.tokenized import TokenizedTexts
 from encoders.tokenizer import Tokenizer
 from tests.encoders.adapter_repositories import backbone_of, write_adapter, write_jina_v5
 from tests.encoders.family_repositories import write_family
+from tests.encoders.family_rows import resolve
 from tests.encoders.reference import cosines, theirs
 from tests.encoders.repositories import TEXTS, write_repository
 from tests.encoders.test_memory import refuse_above
@@ -52,8 +53,7 @@ def test_a_sound_encoder_passes(tmp_path: Path, architecture: str, dtype: Dtype)
 
 def test_a_model_that_its_own_code_computes_passes_too(tmp_path: Path) -> None:
     row = "Alibaba-NLP/gte-Qwen2-1.5B-instruct"
-    options = EncoderOptions(protocol=row, trust_remote_code=True)
-    protocol = resolve_protocol(str(write_family(tmp_path / "model", row)), options=options)
+    protocol = resolve(write_family(tmp_path / "model", row), row)
     encoder, texts = Encoder.load(protocol, device="cpu"), Tokenizer(protocol).prepare(TEXTS)
     preflight = proven(encoder, texts)
     assert preflight.compared_with == PLAIN

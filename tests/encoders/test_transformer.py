@@ -12,6 +12,7 @@ from encoders.repository import open_repository
 from encoders.transformer import Transformer, read_transformer
 from tests.encoders.repositories import write_json
 
+OTHER = f"org/other@{'a' * 40}"
 PLAIN = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
@@ -23,14 +24,14 @@ def read(
     settings: dict[str, Any] | None = None,
     file: str = "sentence_bert_config.json",
     max_seq_length: int | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool = False,  # that of the folder as it is
 ) -> Transformer:
     write_json(folder / "config.json", {"hidden_size": 32} | (config or {}))
     write_json(folder / "tokenizer_config.json", tokenizer or {})
     write_json(folder / file, settings or {})
-    return read_transformer(
-        open_repository(str(folder)), "", max_seq_length=max_seq_length, trust_remote_code=trust_remote_code
-    )
+    repository = open_repository(str(folder), remote_code=trust_remote_code)
+    allowed = [f"{repository.name}@{repository.revision}", OTHER] if trust_remote_code else []
+    return read_transformer(repository, "", max_seq_length=max_seq_length, trust_remote_code=allowed)
 
 
 @pytest.mark.parametrize(
@@ -170,5 +171,5 @@ def test_an_adapter_is_never_left_off(tmp_path: Path) -> None:
 def test_the_hidden_size_has_several_names(config: dict[str, Any], width: int | None, tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", config)
     repository = open_repository(str(tmp_path))
-    read_it = read_transformer(repository, "", max_seq_length=5, trust_remote_code=False)
+    read_it = read_transformer(repository, "", max_seq_length=5, trust_remote_code=())
     assert read_it.hidden_size == width

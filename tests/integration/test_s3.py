@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from moto.core.authorization import enable_iam_authentication
 from s3fs import S3FileSystem
 
 from tests.integration.commands import (
+    ROW_GROUP_ROWS,
     WORD,
     Outcome,
     Room,
@@ -51,7 +53,8 @@ class Bucket:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**self.secrets, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": self.endpoint}
+        places = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": self.endpoint}
+        return {**self.secrets, **places, "RAY_AUTH_MODE": "token"}
 
     def put_corpus(self, folder: str = "corpus", acl: str = "private") -> None:
         for path, (name, num_rows) in SHARDS.items():
@@ -70,7 +73,10 @@ class Bucket:
 def bucket(s3_server: str) -> Bucket:
     secrets = {
         name: f"{name.lower().replace('_', '-')}-{uuid4().hex}"
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        for name in (
+            *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+            *("HF_TOKEN", "RAY_AUTH_TOKEN"),  # the Hub's, and what lets one into the cluster
+        )
     }
     fs = S3FileSystem(
         endpoint_url=s3_server,
@@ -243,15 +249,46 @@ def test_no_copy_of_the_corpus_is_made(first: Run) -> None:
 
 @pytest.mark.slow
 def test_credentials_appear_nowhere(bucket: Bucket, first: Run) -> None:
-    logs = files_below(first.room.ray)
-    assert any(path.name.startswith("worker-") for path in logs)
-    written = {path: bucket.fs.cat_file(path) for path in first.listing}
-    written |= {str(path): path.read_bytes() for path in files_below(first.room.path)}
-    written |= {"stdout": first.finished.stdout.encode(), "stderr": first.finished.stderr.encode()}
-    for name, secret in bucket.secrets.items():
-        assert not [path for path, content in written.items() if secret.encode() in content], name
+    assert any(path.name.startswith("worker-") for path in files_below(first.room.ray))
+    check_silence(bucket, first.room, first.finished, "vectors")
     assert first.num_processes > 3  # the command, and Ray's
     assert not first.told
+
+
+def check_silence(bucket: Bucket, where: Room, finished: Outcome, output: str) -> None:
+    """No secret stands in what a command said, in its files, Ray's logs among them, or in its output."""
+    written = {path: bucket.fs.cat_file(path) for path in bucket.listing(output)}
+    written |= {str(path): path.read_bytes() for path in files_below(where.path)}
+    written |= {"stdout": finished.stdout.encode(), "stderr": finished.stderr.encode()}
+    for name, secret in bucket.secrets.items():
+        assert not [path for path, content in written.items() if secret.encode() in content], name
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_in_a_worker_tells_no_credentials_either(bucket: Bucket, here: Room) -> None:
+    bucket.put_corpus("failing")
+    output = f"{bucket.uri}/failed"
+    doomed = f"{bucket.uri}/failing/lang=en/c.parquet"
+
+    def remove_a_shard() -> None:
+        """As soon as all ids were compared, which comes before Ray."""
+        while len(bucket.fs.find(f"{output}/_ids")) < NUM_ROWS // ROW_GROUP_ROWS:
+            time.sleep(0.1)
+        bucket.fs.rm_file(doomed)
+
+    remover = threading.Thread(target=remove_a_shard, daemon=True)
+    remover.start()
+    with Watch(here.elsewhere, bucket.secrets) as watch:
+        finished = embed(
+            here, bucket.environment, "--input", f"{bucket.uri}/failing", "--output", output, timeout=600
+        )
+    remover.join(10)
+    assert finished.exit_code == 1
+    assert f"{doomed} is gone since it was listed" in finished.stderr
+    assert any(path.name.startswith("worker-") for path in files_below(here.ray))
+    assert bucket.listing("failed")
+    check_silence(bucket, here, finished, "failed")
+    assert not watch.told
 
 
 @pytest.mark.slow
@@ -319,7 +356,7 @@ def test_a_glob_and_a_folder_on_s3_name_the_shards_that_they_should(bucket: Buck
     assert not bucket.listing("other")
 
 
-def refused(finished: Outcome, bucket: Bucket, *words: str) -> None:
+def refused(finished: Outcome, bucket: Bucket, where: Room, *words: str) -> None:
     """A failure says in one line what failed and on which URI; quickly, and without a secret."""
     assert finished.exit_code in (1, 2)
     assert finished.seconds < 20
@@ -328,26 +365,25 @@ def refused(finished: Outcome, bucket: Bucket, *words: str) -> None:
     assert len(finished.stderr.strip().splitlines()) == 1, finished.stderr
     for word in words:
         assert word in finished.stderr, finished.stderr
-    for name, secret in bucket.secrets.items():
-        assert secret not in finished.stderr, name
+    check_silence(bucket, where, finished, "none")
 
 
 def test_an_input_bucket_that_does_not_exist_is_named(bucket: Bucket, here: Room) -> None:
     uri = f"s3://no-such-{uuid4().hex}/corpus"
     finished = embed(here, bucket.environment, "--input", uri, "--output", f"{bucket.uri}/none")
-    refused(finished, bucket, uri, "NoSuchBucket", "check the name of the bucket")
+    refused(finished, bucket, here, uri, "NoSuchBucket", "check the name of the bucket")
 
 
 def test_an_output_bucket_that_does_not_exist_is_named(bucket: Bucket, here: Room) -> None:
     uri = f"s3://no-such-{uuid4().hex}/vectors"
     finished = embed(here, bucket.environment, "--input", f"{bucket.uri}/corpus", "--output", uri)
-    refused(finished, bucket, uri, "NoSuchBucket", "check the name of the bucket")
+    refused(finished, bucket, here, uri, "NoSuchBucket", "check the name of the bucket")
 
 
 def test_a_prefix_without_shards_is_named(bucket: Bucket, here: Room) -> None:
     uri = f"{bucket.uri}/corpse"
     finished = embed(here, bucket.environment, "--input", uri, "--output", f"{bucket.uri}/none")
-    refused(finished, bucket, uri, "there are no files")
+    refused(finished, bucket, here, uri, "there are no files")
     assert finished.exit_code == 2
 
 
@@ -355,7 +391,7 @@ def test_credentials_that_the_service_does_not_know_are_refused(bucket: Bucket, 
     uri = f"{bucket.uri}/corpus"
     with enable_iam_authentication():
         finished = embed(here, bucket.environment, "--input", uri, "--output", f"{bucket.uri}/none")
-    refused(finished, bucket, uri, "InvalidAccessKeyId", "check the access key and its secret")
+    refused(finished, bucket, here, uri, "InvalidAccessKeyId", "check the access key and its secret")
 
 
 def test_denied_access_is_said_to_be_denied(bucket: Bucket, here: Room) -> None:
@@ -370,14 +406,14 @@ def test_denied_access_is_said_to_be_denied(bucket: Bucket, here: Room) -> None:
     uri = f"{bucket.uri}/corpus"
     with enable_iam_authentication():
         finished = embed(here, known.environment, "--input", uri, "--output", f"{bucket.uri}/none")
-    refused(finished, known, uri, "AccessDenied", "check that these credentials may list")
+    refused(finished, known, here, uri, "AccessDenied", "check that these credentials may list")
 
 
 def test_missing_credentials_are_said_to_be_missing(bucket: Bucket, here: Room) -> None:
     uri = f"{bucket.uri}/corpus"
     environment = {"AWS_ENDPOINT_URL": bucket.endpoint}
     finished = embed(here, environment, "--input", uri, "--output", f"{bucket.uri}/none")
-    refused(finished, bucket, uri, "no credentials were found")
+    refused(finished, bucket, here, uri, "no credentials were found")
 
 
 def test_anonymous_reading_sends_unsigned_requests(bucket: Bucket, here: Room) -> None:
@@ -388,4 +424,4 @@ def test_anonymous_reading_sends_unsigned_requests(bucket: Bucket, here: Room) -
         *["--input", f"{bucket.uri}/corpus", "--output", f"{bucket.uri}/none"],
         *["--set", "input.anonymous=true"],
     )
-    refused(finished, bucket, f"{bucket.uri}/corpus", "check that these credentials may")
+    refused(finished, bucket, here, f"{bucket.uri}/corpus", "check that these credentials may")

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.changes import (
+    KINDS,
     Changes,
     Comparison,
     SidedPart,
     compare,
     compare_here,
+    nothing_changed,
     report_changes,
 )
 from jobs.errors import OutputError
+from jobs.files import kind_of
 from jobs.holdings import Holdings
 from jobs.records import Manifest, PartRecord, ReadingRecord, Receipt, ViewRecord
 from jobs.storage import Location, open_store
@@ -155,6 +160,8 @@ def test_kinds_counts_and_files_say_what_changed(tmp_path: Path, num_buckets: in
         row["id"]: (row["change"], row["text_hash_before"], row["text_hash"]) for row in table.to_pylist()
     }
     assert rows == {
+        1: ("unchanged", None, hash_of(1)),  # there is no hash before in its file, for it is the same
+        3: ("unchanged", None, hash_of(3)),
         2: ("updated", hash_of(2), hash_of(9)),
         4: ("deleted", hash_of(4), None),
         5: ("added", None, hash_of(5)),
@@ -173,6 +180,38 @@ def test_parts_that_stay_cancel_out_and_a_first_commit_adds_all(tmp_path: Path) 
     changes, rows = report(tmp_path, first, second)
     assert changes.views[VIEW] == {"added": 1, "updated": 0, "deleted": 1, "unchanged": 2}
     assert ([row[0] for row in rows["added"]], [row[0] for row in rows["deleted"]]) == ([4], [3])
+    unchanged = tmp_path / changes.folder / "change=unchanged"
+    assert json.loads((unchanged / "_parts.json").read_text()) == {VIEW: [stays.path]}
+    assert not list(unchanged.rglob("*.parquet"))
+
+
+def test_every_id_is_reported_once_wherever_it_stands(tmp_path: Path) -> None:
+    """Ids of parts that stay are those of the parts; all others are in the files."""
+    stays = part_of(tmp_path, "stays", pa.array([1, 2]), [1, 2])
+    old = part_of(tmp_path, "old", pa.array([3, 4, 5]), [3, 4, 5])
+    new = part_of(tmp_path, "new", pa.array([6, 5, 4]), [6, 5, 9])
+    changes, _ = report(tmp_path, manifest_of([stays, old]), manifest_of([stays, new]))
+    folder = tmp_path / changes.folder
+    found = {
+        kind: sorted(row["id"] for row in ds.dataset(folder / f"change={kind}").to_table().to_pylist())
+        for kind in KINDS
+    }
+    (parts,) = json.loads((folder / "change=unchanged/_parts.json").read_text()).values()
+    found["unchanged"] += [one for path in parts for one in pq.read_table(tmp_path / path)["id"].to_pylist()]
+    assert found == {"added": [6], "updated": [4], "deleted": [3], "unchanged": [5, 1, 2]}
+    assert changes.views[VIEW] == {kind: len(ids) for kind, ids in found.items()}
+    assert {kind_of(f"{changes.folder}/{path}") for path in snapshot_of(folder)} == {"changes"}
+
+
+def snapshot_of(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def test_where_nothing_changed_every_id_is_unchanged(tmp_path: Path) -> None:
+    manifest = manifest_of([part_of(tmp_path, "a", pa.array([1, 2]), [1, 2])])
+    changes = nothing_changed(manifest)
+    assert changes.views == {VIEW: {"added": 0, "updated": 0, "deleted": 0, "unchanged": 2}}
+    assert changes.since == changes.manifest == manifest.digest
 
 
 def test_another_space_updates_every_id(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "input.anonymous": st.just(False),
     "encoder.model": st.sampled_from(["org/name", "/models/name", "./name"]),
     "encoder.revision": st.none() | st.sampled_from(["main", "0" * 40]),
-    "encoder.trust_remote_code": st.just(False),
+    "encoder.trust_remote_code": st.just([]),
     "encoder.prompt": st.just("auto"),
     "encoder.prompts": st.dictionaries(
         st.from_regex(r"[a-z0-9-]+", fullmatch=True),
@@ -356,10 +356,29 @@ def test_a_wrong_value_is_refused_with_what_was_given_and_what_is_allowed(
 
 @pytest.mark.parametrize("revision", [None, "main", "ABCDEF", "a" * 39])
 def test_remote_code_needs_a_full_commit_hash(revision: str | None) -> None:
-    assert "40 hexadecimal digits" in refused(
-        ("encoder.trust_remote_code", True), ("encoder.revision", revision)
-    )
-    assert load(("encoder.trust_remote_code", True), ("encoder.revision", "a" * 40)).encoder.trust_remote_code
+    code = ("encoder.trust_remote_code", [f"org/name@{'a' * 40}"])
+    assert "40 hexadecimal digits" in refused(code, ("encoder.revision", revision))
+    assert load(code, ("encoder.revision", "a" * 40)).encoder.trust_remote_code == tuple(code[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (True, "true would run whatever code"),
+        (["org/name"], "org/name@commit"),
+        (["org/name@main"], "org/name@commit"),
+        ([f"name@{'a' * 40}"], "org/name@commit"),
+        ([f"org/name@{'a' * 39}"], "org/name@commit"),
+        ([f"../name/x@{'a' * 40}"], "org/name@commit"),
+    ],
+)
+def test_code_runs_from_a_list_of_commits_only(given: object, said: str) -> None:
+    assert said in refused(("encoder.trust_remote_code", given), ("encoder.revision", "a" * 40))
+
+
+def test_no_code_may_run_where_nothing_is_said() -> None:
+    assert load().encoder.trust_remote_code == ()
+    assert load(("encoder.trust_remote_code", False)).encoder.trust_remote_code == ()
 
 
 def test_options_that_would_be_ignored_together_are_refused() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.corpus import Corpus
@@ -18,7 +19,7 @@ from jobs.duplicates import KEYS, NUM_NAMED, Ids, IdScan, repeated_ids, repeats
 from jobs.errors import CorpusError, FileChangedError
 from jobs.fragments import Fragment, as_ranges, rows_in
 from jobs.plan import Layout, fragments_of, make_plan
-from jobs.records import Manifest
+from jobs.records import Manifest, Receipt
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading, read_rows
 from jobs.storage import Location
@@ -34,6 +35,7 @@ from tests.jobs.builders import (
     store_of,
     write_shard,
 )
+from tests.jobs.test_changes import manifest_of
 
 Table = Mapping[str, Sequence[Any]]
 
@@ -50,7 +52,12 @@ def laid_out(folder: Path, fragment_rows: int = 1000) -> tuple[Corpus, Layout, R
 def scan_of(folder: Path, fragment_rows: int = 1000, **changes: Any) -> IdScan:
     corpus, layout, reading = laid_out(folder, fragment_rows)
     fragments = fragments_of(corpus, layout, reading)
-    return replace(IdScan(corpus.location, reading, fragments, False, 2**30), **changes)
+    return replace(IdScan(corpus.location, kept(folder), reading, fragments, False, 2**30), **changes)
+
+
+def kept(folder: Path) -> Location:
+    """Where the bits of a corpus's ids go."""
+    return Location(f"{folder}-bits")
 
 
 def fragments_without(folder: Path, fragment_rows: int = 1000) -> tuple[Fragment, ...]:
@@ -263,6 +270,99 @@ def test_a_new_shard_that_repeats_an_id_of_an_old_one(tmp_path: Path) -> None:
     assert new[2] == old[1]
     assert new[1].id not in {fragment.id for fragment in old}
     assert "2 of 7 rows repeat" in refusal(corpus)
+
+
+# Shards that did not change are not read
+
+
+def only(folder: Path, *names: str) -> IdScan:
+    """A scan that may read no other shards than these, as the others are gone."""
+    scan = scan_of(folder)
+    for path in set(folder.iterdir()) - {folder / f"{name}.parquet" for name in names}:
+        path.rename(folder.parent / path.name)
+    return scan
+
+
+def test_new_ids_are_compared_with_those_of_shards_that_nobody_reads(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "corpus", a={"id": [1, None], "text": ["t"] * 2}, b={"id": [2], "text": ["t"]})
+    found = repeated_ids("fail", scan_of(corpus), None, nowhere)
+    manifest = published(corpus, tmp_path / "out", found)
+    write(corpus, c={"id": [3, None], "text": ["t"] * 2})
+    assert repeated_ids("fail", only(corpus, "c"), manifest, nowhere) == {}
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 3, 2], ["1", "2", "3", "2"]])
+def test_of_them_only_those_are_read_that_hold_an_id_again(tmp_path: Path, ids: list[Any]) -> None:
+    shards = {name: {"id": [one], "text": ["t"]} for name, one in zip("abc", ids, strict=False)}
+    corpus = write(tmp_path / "corpus", **shards)
+    manifest = published(corpus, tmp_path / "out", repeated_ids("fail", scan_of(corpus), None, nowhere))
+    write(corpus, d={"id": ids[3:], "text": ["t"]})
+    scan = only(corpus, "b", "d")
+    with pytest.raises(
+        CorpusError, match=r"1 of 4 rows .*in 'd\.parquet' row 0, before in 'b\.parquet' row 0"
+    ):
+        repeated_ids("fail", scan, manifest, nowhere)
+    assert repeated_ids("keep_first", scan, manifest, nowhere) == {scan.fragments[3].id: "0"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 24, None])
+def test_bits_that_are_lost_or_damaged_are_made_again(tmp_path: Path, damage: bytes | None) -> None:
+    corpus = write(tmp_path / "corpus", a={"id": ["x"], "text": ["t"]})
+    manifest = published(corpus, tmp_path / "out", repeated_ids("fail", scan_of(corpus), None, nowhere))
+    (path,) = (Path(kept(corpus).uri) / "_ids").iterdir()
+    whole = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    write(corpus, b={"id": ["x"], "text": ["t"]})
+    with pytest.raises(CorpusError, match="1 of 2 rows"):
+        repeated_ids("fail", scan_of(corpus), manifest, nowhere)
+    assert path.read_bytes() == whole
+
+
+def remembered(corpus: Path, found: Mapping[str, str] | None) -> Manifest:
+    """What the next run is told of a dataset; without its parts, which no comparison reads."""
+    held = [one.without((found or {}).get(one.id, "")) for one in scan_of(corpus).fragments]
+    receipts = tuple(
+        Receipt(fragment=one.id, shard="", num_rows=one.num_rows, rejected={}, rejects=None, parts={})
+        for one in held
+    )
+    return manifest_of([]).model_copy(update={"receipts": receipts, "repeated_ids": found})
+
+
+CORPORA = st.lists(
+    st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1),
+    min_size=2,
+    max_size=4,
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(CORPORA, st.integers(1, 2))
+def test_what_a_corpus_became_step_by_step_is_what_it_is(
+    tmp_path_factory: pytest.TempPathFactory, corpora: list[dict[str, list[int]]], block: int
+) -> None:
+    """Shards come, go and change; what is found is what a first look at the last of these corpora finds."""
+    folder = tmp_path_factory.mktemp("steps")
+    corpus, manifest = folder / "corpus", None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.id_bits._BLOCK_IDS", block)
+        for shards in corpora:
+            for path in corpus.glob("*.parquet"):
+                if path.stem not in shards or pq.read_table(path)["id"].to_pylist() != shards[path.stem]:
+                    path.unlink()
+            write(
+                corpus,
+                **{
+                    name: {"id": ids, "text": ["t"] * len(ids)}
+                    for name, ids in shards.items()
+                    if not (corpus / f"{name}.parquet").exists()
+                },
+            )
+            found = repeated_ids("keep_first", scan_of(corpus), manifest, nowhere)
+            fresh = scan_of(corpus, output=Location(str(folder / "fresh")))
+            assert found == repeated_ids("keep_first", fresh, None, nowhere)
+            manifest = remembered(corpus, found)
 
 
 # What is said

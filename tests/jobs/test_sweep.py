@@ -26,7 +26,7 @@ from jobs.manifests import (
     read_kept,
     read_live,
 )
-from jobs.records import CONFIG, MANIFEST, MANIFESTS, RECEIPTS, Manifest
+from jobs.records import CONFIG, MANIFEST, MANIFESTS, RECEIPTS, Manifest, bits_path
 from jobs.sweep import sweep
 from tests.jobs.builders import DOCUMENT, commit, embed, finish, plan_of, stock_of, store_of, write_shard
 
@@ -346,3 +346,28 @@ def test_a_file_that_cannot_be_deleted_is_an_error_and_the_manifest_stands(
         sweep(store_of(out), read_live(store_of(out)), keep_manifests=1, orphan_grace_hours=0)
     assert (out / MANIFESTS).exists() is False
     assert is_whole(out, read_live(store_of(out)))
+
+
+def test_the_bits_of_ids_stay_as_long_as_a_dataset_that_is_kept_holds_their_fragment(
+    corpus: Path, out: Path
+) -> None:
+    def keep(number: int) -> list[str]:
+        """A run that looks at the ids of shard b; where the bits of its fragments are."""
+        change(corpus, number)
+        plan = embed(corpus, out, keep_manifests=2, orphan_grace_hours=24)
+        paths = [bits_path(one.id) for one in plan.fragments if one.shard.path == "b.parquet"]
+        for path in paths:
+            store_of(out).create(path, b"bits")
+        return paths
+
+    first, second = keep(1), keep(2)
+    store_of(out).create(bits_path("0" * 32), b"of nobody yet")
+    assert not stock_of(out).is_tidy
+    there = {path.name for path in (out / "_ids").iterdir()}
+    assert {Path(path).name for path in (*first, *second)} | {f"{'0' * 32}.bits"} == there
+    third = keep(3)  # the first dataset falls out of the history, and with it what only it had
+    left = {path.name for path in (out / "_ids").iterdir()}
+    assert left == there - {Path(path).name for path in first} | {Path(path).name for path in third}
+    sweep(store_of(out), read_live(store_of(out)), keep_manifests=1, orphan_grace_hours=0)
+    assert {f"_ids/{path.name}" for path in (out / "_ids").iterdir()} == set(third)
+    assert stock_of(out).is_tidy
