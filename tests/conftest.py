@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from uuid import uuid4
@@ -11,11 +12,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+from botocore.loaders import JSONFileLoader
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from encoders import devices
+
+# botocore reads half a megabyte of JSON anew for each client; that was most of the time of a short test on S3.
+_parse = functools.cache(JSONFileLoader().load_file)
+JSONFileLoader.load_file = lambda _, path: _parse(path)
 
 # What is drawn fails by what it does, not by the 200 ms that a first call may take on a busy machine.
 settings.register_profile("unhurried", deadline=None)
