@@ -32,6 +32,8 @@ __all__ = ["Entry", "Location", "Store", "open_store"]
 _ATTEMPTS = 10
 _READ_AHEAD_BYTES = 2**20  # s3fs' default of 50 MB would fetch the columns that nobody wants
 _DELETE_BATCH = 1000  # the most that one DeleteObjects takes
+# Of single files in an answer that is well otherwise, which no client tries again by itself.
+_PASSING = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted"}
 
 
 class _DiskStore(Store):
@@ -125,6 +127,9 @@ class _DiskStore(Store):
 
     def _exists(self, path: str) -> bool:
         return (self._root / path).is_file()
+
+    def _has_root(self) -> bool:
+        return self._root.is_dir()
 
 
 def _disk_entry(path: str, status: os.stat_result) -> Entry:
@@ -309,14 +314,24 @@ class _S3Store(Store):
         self._fs.pipe_file(self._full(path), data)
 
     def _delete(self, paths: Iterable[str]) -> None:
-        keys = [{"Key": self._key(path)} for path in paths]
+        keys = [self._key(path) for path in paths]
         for start in range(0, len(keys), _DELETE_BATCH):
-            batch = {"Objects": keys[start : start + _DELETE_BATCH], "Quiet": True}
+            self._delete_batch(keys[start : start + _DELETE_BATCH])
+
+    def _delete_batch(self, keys: list[str]) -> None:
+        for attempt in range(_ATTEMPTS):
+            batch = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
             answer = self._fs.call_s3("delete_objects", Bucket=self._bucket, Delete=batch)
-            for failure in answer.get("Errors", []):  # s3fs' own rm() drops these in silence
-                raise PermissionError(
-                    f"{failure.get('Code')}: {failure.get('Key')}: {failure.get('Message')}"
-                )
+            failures = answer.get("Errors", [])  # s3fs' own rm() drops these in silence
+            for failure in failures:
+                code = failure.get("Code")
+                if code not in _PASSING or attempt + 1 == _ATTEMPTS:
+                    kind = PermissionError if code == "AccessDenied" else OSError
+                    raise kind(f"{code}: {failure.get('Key')}: {failure.get('Message')}")
+            if not failures:
+                return
+            keys = [failure["Key"] for failure in failures]
+            time.sleep(min(0.1 * 2**attempt, 5))
 
     def _exists(self, path: str) -> bool:
         return self._head(path) is not None

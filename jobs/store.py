@@ -14,6 +14,7 @@ has seen.
 from __future__ import annotations
 
 import os
+import platform
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
-from jobs.errors import ConfigurationError, FileChangedError
+from jobs.errors import ConfigurationError, FileChangedError, StorageError
 from jobs.storage_failures import REST, ReportedFile, redacted, reported, reported_read
 
 _TEMPORARY = re.compile(r"(^|/)\.[0-9a-f]{32}\.tmp$")
@@ -171,6 +172,7 @@ class Store(ABC):
         Raises:
             FileNotFoundError: No such file, and no version was given.
             FileChangedError: Another version by now, or none.
+            StorageError: The folder that was listed is not there at all on this machine.
         """
         uri = self._uri(checked(path))
         try:
@@ -179,6 +181,11 @@ class Store(ABC):
         except FileNotFoundError as error:
             if version is None:
                 raise
+            if not self._has_root():
+                raise StorageError(
+                    f"could not open {uri}: there is no {self._uri('')} on {platform.node()}; a local path must be the "
+                    "same folder on every machine that works on the job: mount it there, or use s3://"
+                ) from error
             raise FileChangedError(f"{uri} is gone since it was listed; {REST}") from error
         if version is not None and found != version:
             file.close()
@@ -235,6 +242,10 @@ class Store(ABC):
         """Whether there is a file of this name (a folder is none)."""
         with reported("look up", self._uri(checked(path))):
             return self._exists(path)
+
+    def _has_root(self) -> bool:
+        """Whether the location itself is there, as far as that can be said."""
+        return True
 
     def _uri(self, path: str) -> str:
         return self.location.join(path).uri

@@ -5,18 +5,18 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from jobs.errors import ConfigurationError, FileChangedError, StorageError
 from jobs.storage import Location, Store, open_store
+from tests.jobs.conftest import BODY, Fault, times
 
 NAMES = ["lang=en/a b.parquet", "lang=a%2Fb/x.parquet", "日本語/ü?&+#.parquet", "a[1]*.parquet"]
 
@@ -170,6 +170,20 @@ def test_a_file_that_changed_since_it_was_listed_is_not_opened(store: Store) -> 
     store.delete(["a"])
     with pytest.raises(FileChangedError, match="gone since it was listed"):
         store.open("a", version)
+
+
+def test_a_local_folder_that_a_machine_does_not_have_is_told_from_a_file_that_has_gone(
+    tmp_path: Path,
+) -> None:
+    store = open_store(Location(str(tmp_path / "corpus")))
+    store.create("a", b"1")
+    version = next(store.list()).version
+    (tmp_path / "corpus").rename(tmp_path / "elsewhere")  # as on another machine
+    with pytest.raises(
+        StorageError, match=r"there is no .*/corpus on .*the same folder on every machine"
+    ) as caught:
+        store.open("a", version)
+    assert not isinstance(caught.value, FileChangedError)
 
 
 def test_delete_removes_files_and_does_not_mind_missing_ones(store: Store) -> None:
@@ -380,46 +394,7 @@ def test_the_endpoint_of_a_location_wins_over_the_environment(
     assert paths(open_store(Location(s3))) == ["a"]
 
 
-# S3 when it fails: a server that answers some requests with errors, and passes the others on
-
-Fault = Callable[[dict[str, Any]], tuple[str, str] | None]
-
-
-class _Quiet(WSGIRequestHandler):
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def faulty(s3: str) -> Iterator[tuple[Location, list[Fault]]]:
-    moto = DomainDispatcherApplication(create_backend_app)
-    faults: list[Fault] = []
-
-    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        for fault in faults:
-            if (found := fault(environ)) is not None:
-                status, code = found
-                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-                start_response(status, [("Content-Type", "application/xml")])
-                return [f"<Error><Code>{code}</Code><Message>told so</Message></Error>".encode()]
-        return moto(environ, start_response)  # type: ignore[no-any-return]
-
-    server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=_Quiet)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield Location(s3, endpoint_url=f"http://127.0.0.1:{server.server_port}"), faults
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def times(count: int, method: str, answer: tuple[str, str]) -> Fault:
-    left = iter(range(count))
-
-    def fault(environ: dict[str, Any]) -> tuple[str, str] | None:
-        return answer if environ["REQUEST_METHOD"] == method and next(left, None) is not None else None
-
-    return fault
+# S3 when it fails
 
 
 def test_a_service_that_asks_to_slow_down_is_asked_again(faulty: tuple[Location, list[Fault]]) -> None:
@@ -430,6 +405,49 @@ def test_a_service_that_asks_to_slow_down_is_asked_again(faulty: tuple[Location,
     assert store.read("a") == b"1"
     store.delete(["a"])
     assert paths(store) == []
+
+
+def undeleted(code: str, count: int) -> Fault:
+    """So many answers that are well as a whole, and say of each file that it could not be deleted."""
+    found = times(count, "POST", ("200 OK", ""))
+
+    def fault(environ: dict[str, Any]) -> tuple[str, str] | None:
+        if (answer := found(environ)) is None:
+            return None
+        keys = re.findall("<Key>(.*?)</Key>", environ[BODY].decode())
+        said = f"<Code>{code}</Code><Message>told so</Message>"
+        errors = "".join(f"<Error><Key>{key}</Key>{said}</Error>" for key in keys)
+        return answer[0], f"<DeleteResult>{errors}</DeleteResult>"
+
+    return fault
+
+
+@pytest.mark.parametrize("code", ["SlowDown", "InternalError"])
+def test_single_files_that_could_not_be_deleted_for_now_are_deleted_later(
+    faulty: tuple[Location, list[Fault]], code: str
+) -> None:
+    location, faults = faulty
+    store = open_store(location)
+    for name in ("a", "b"):
+        store.create(name, b"1")
+    faults.append(undeleted(code, 2))
+    store.delete(["a", "b"])
+    assert paths(store) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [("AccessDenied", "check that these credentials may"), ("Odd", "check the network")]
+)
+def test_a_file_that_must_not_be_deleted_is_an_error_at_once(
+    faulty: tuple[Location, list[Fault]], code: str, advice: str
+) -> None:
+    location, faults = faulty
+    store = open_store(location)
+    store.create("a", b"1")
+    faults.append(undeleted(code, 1))
+    with pytest.raises(StorageError, match=f"{code}: a: told so.*{advice}"):
+        store.delete(["a"])
+    assert paths(store) == ["a"]
 
 
 def test_a_create_that_collides_is_tried_again_until_it_is_clear_who_won(
