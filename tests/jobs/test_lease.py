@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from jobs.errors import OutputBusyError
 from jobs.lease import LOCK, Holder, Patience, held_lease
 from jobs.storage import Location, Store, open_store
+from tests.jobs.conftest import Fault
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK = Patience(renew=0.1, expiry=1.0)
@@ -188,6 +191,66 @@ def test_a_sign_whose_answer_was_lost_does_not_cost_the_output(store: Store) -> 
         put(store, Holder.model_validate_json(store.read(LOCK)).model_copy(update={"seen": 0.0}))
         lease.confirm()
         lease.check()
+
+
+def test_a_run_that_waits_gets_the_output_when_the_one_before_ends(store: Store) -> None:
+    waiting = replace(QUICK, wait=60.0)
+    said: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        with held_lease(store, print):
+            first = run_of(store)
+            second = pool.submit(take, store, waiting, said)
+            while not said:
+                time.sleep(0.01)
+            assert run_of(store) == first
+            assert not second.done()
+        assert second.result(30) != first
+    (told,) = said
+    assert told.startswith("Waiting up to 60 s for another run (process")
+
+
+def take(store: Store, patience: Patience, said: list[str]) -> str:
+    """Have the output once; returns as which run."""
+    with held_lease(store, said.append, patience) as lease:
+        lease.confirm()
+        return run_of(store)
+
+
+def test_a_run_that_waits_takes_over_what_was_killed_elsewhere_whatever_the_clocks_say(store: Store) -> None:
+    """As in Kubernetes, where the pod that comes next sees none of the processes of the one that was killed."""
+    patience = Patience(renew=0.1, expiry=4.0)
+    put(store, elsewhere(time.time() + 3.9))  # by its clock it would seem to be alive for twice as long
+    with pytest.raises(OutputBusyError, match="elsewhere"), held_lease(store, print, patience):
+        pass
+    started = time.monotonic()
+    take(store, replace(patience, wait=60.0), [])
+    assert 4.0 <= time.monotonic() - started < 30
+    assert not store.exists(LOCK)
+
+
+def test_waiting_for_a_live_run_comes_to_its_end(store: Store) -> None:
+    with holding_process(store) as process:
+        started = time.monotonic()
+        with (
+            pytest.raises(OutputBusyError, match=f"process {process.pid}"),
+            held_lease(store, print, replace(QUICK, wait=1.5)),
+        ):
+            pass
+        assert time.monotonic() - started >= 1.5
+
+
+def test_giving_the_output_back_does_not_wait_for_a_store_that_fails(
+    faulty: tuple[Location, list[Fault]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.lease._RELEASE_SECONDS", 0.5)
+    location, faults = faulty
+    store = open_store(location)
+    with held_lease(store, print, QUICK):
+        faults.append(lambda _: ("503 Slow Down", "SlowDown"))
+        time.sleep(0.3)  # the thread that renews is in the middle of its attempts
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+    faults.clear()
 
 
 def test_a_lock_that_is_none_of_ours_is_not_overwritten(store: Store) -> None:
