@@ -238,9 +238,9 @@ def go(phase: str, watch: Stopwatch, source: Location, store: Store) -> Manifest
             assert holdings.is_tidy
         return manifest
     with watch.step("publish"):
-        publish(store, manifest, {}, replacing=holdings.version)
+        version = publish(store, manifest, replacing=holdings.version)
     with watch.step("sweep"):
-        sweep(store, manifest, keep_manifests=1, orphan_grace_hours=0)
+        sweep(store, manifest, version, confirm=lambda: None, keep_manifests=1, orphan_grace_hours=0)
     return manifest
 
 

@@ -6,7 +6,7 @@ _receipts/<digest>.json                   a fragment is complete
 _ranges/<digest>.json                     of int8 vectors
 _carried/<digest>.parquet, .json, .plan   vectors of the dataset before, and for which fragments all were found
 _changes/<digest>/...                     the ids that a commit changed
-_manifests/<time>-<digest>.json           a manifest that is kept aside, beside its configuration
+_manifests/<time>-<digest>.json           a manifest that is kept aside
 .<digits>.tmp                             in any of these folders: what a killed writer leaves on a disk
 
 No sweep touches what is not in this list.
@@ -31,7 +31,7 @@ _NAMES: dict[str, Kind] = {
     rf"{RANGES}/{_DIGEST}\.json": "ranges",
     rf"{CARRIED}/{_DIGEST}\.(parquet|json|plan)": "carried",
     rf"{CHANGES}/{_DIGEST}/since=[^/]+/(change=.+/part-[0-9]+\.parquet|_report\.json)": "changes",
-    rf"{MANIFESTS}/{_KEPT_ID}(\.config)?\.json": "manifest",
+    rf"{MANIFESTS}/{_KEPT_ID}\.json": "manifest",
 }
 _FOLDERS = ("task=", *(f"{folder}/" for folder in (REJECTS, RECEIPTS, RANGES, CARRIED, CHANGES, MANIFESTS)))
 _PATTERNS = tuple((re.compile(name, re.DOTALL), kind) for name, kind in _NAMES.items())

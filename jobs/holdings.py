@@ -45,6 +45,7 @@ class Holdings:
         ranges: Calibrated by attempts that the manifest does not know.
         others: Paths of our other files, none of which the committed dataset needs.
         version: Of the manifest's file; None where there is none.
+        loose: The receipts of attempts that no manifest knows, or did not when they were written.
     """
 
     manifest: Manifest | None
@@ -53,6 +54,7 @@ class Holdings:
     ranges: tuple[RangesRecord, ...] = ()
     others: tuple[str, ...] = ()
     version: str | None = None
+    loose: tuple[Receipt, ...] = ()
 
     @property
     def is_tidy(self) -> bool:
@@ -93,7 +95,7 @@ def take_stock(store: Store) -> Holdings:
     loose = _read_all(store, [path for path in others if kind_of(path) == "receipt"], parse_receipt)
     receipts = (*known.values(), *loose)
     ranges = _read_all(store, [path for path in others if kind_of(path) == "ranges"], parse_ranges)
-    return Holdings(manifest, receipts, files, ranges, tuple(others), version)
+    return Holdings(manifest, receipts, files, ranges, tuple(others), version, loose)
 
 
 def _read_all(store: Store, paths: Sequence[str], parse: Callable[[bytes, str], R]) -> tuple[R, ...]:

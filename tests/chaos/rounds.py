@@ -47,8 +47,8 @@ POINTS = {
     "a receipt": Point("jobs.progress:Tally.add", number=-1),
     "all parts, no commit": Point("jobs.embed:build_manifest"),
     "before the manifest": Point("jobs.store:Store.swap", "_manifest.json"),
-    "committed, not the configuration": Point("jobs.store:Store.swap", "_manifest.json", when="after"),
-    "committed, not swept": Point("jobs.store:Store.replace", "_config.json", when="after"),
+    "committed, and not yet told so": Point("jobs.store:Store.swap", "_manifest.json", when="after"),
+    "committed, not swept": Point("jobs.embed:sweep"),
     "sweeping parts": Point("jobs.store:Store.delete", "task="),
     "sweeping receipts": Point("jobs.store:Store.delete", "_receipts"),
 }
