@@ -23,6 +23,7 @@ from tests.integration.conftest import (
     embed_here,
     snapshot,
     start_embed,
+    write_corpus,
 )
 
 pytestmark = pytest.mark.slow
@@ -81,14 +82,15 @@ def test_a_run_that_was_killed_does_not_keep_the_next_one_from_its_output(
 
 
 def test_a_clean_up_that_fails_says_that_the_dataset_is_published(
-    dataset: Dataset, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = arguments_for(model, dataset.corpus, tmp_path / "out")
+    corpus = write_corpus(tmp_path / "corpus", ("a.parquet",), 20)
+    arguments = arguments_for(model, corpus, tmp_path / "out")
     out = open_store(Location(str(tmp_path / "out")))
     unlink, sweep = Path.unlink, jobs.embed.sweep
 
     def refusing(path: Path, *, missing_ok: bool = False) -> None:
-        if RECEIPTS in path.parts:
+        if RECEIPTS in path.parts and path.suffix == ".json":
             raise PermissionError(13, "not yours")
         unlink(path, missing_ok=missing_ok)
 
