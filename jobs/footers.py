@@ -91,7 +91,7 @@ def read_footer(
     """
     if shard.size_bytes == 0:
         return BadShard(shard.path, "the file is empty (0 bytes, or a link to nothing)")
-    with store.open(shard.path, shard.version) as file:
+    with store.open(shard.path, shard.version, shard.size_bytes) as file:
         try:
             parquet = open_parquet(file)
             metadata, schema = parquet.metadata, parquet.schema_arrow

@@ -161,13 +161,14 @@ class Store(ABC):
             ]
         return iter(sorted(entries, key=lambda entry: entry.path))
 
-    def open(self, path: str, version: str | None = None) -> BinaryIO:
+    def open(self, path: str, version: str | None = None, size_bytes: int | None = None) -> BinaryIO:
         """A seekable file for pyarrow; its reads fail with StorageError too.
 
         Args:
             path: The file.
             version: What a listing gave; the file must still be that one. (On S3 it cannot change unnoticed
                 while it is open either.)
+            size_bytes: What the same listing gave; saves S3 a request.
 
         Raises:
             FileNotFoundError: No such file, and no version was given.
@@ -177,7 +178,7 @@ class Store(ABC):
         uri = self._uri(checked(path))
         try:
             with reported("open", uri, missing=True):
-                file, found = self._open(path)
+                file, found = self._open(path, version if size_bytes else None, size_bytes or 0)
         except FileNotFoundError as error:
             if version is None:
                 raise
@@ -217,13 +218,10 @@ class Store(ABC):
         with reported("create", self._uri(checked(path))):
             return self._create(path, data)
 
-    def replace(self, path: str, data: bytes) -> None:
-        """Write a file in one step: who reads sees the old content or the new one."""
-        with reported("write", self._uri(checked(path))):
-            self._replace(path, data)
-
     def swap(self, path: str, data: bytes, expected: str | None) -> str | None:
         """Replace a file in one step if it is still the `expected` version, or None if there is still no such file.
+
+        Who reads sees the old content or the new one.
 
         Returns:
             Its new version; None if it is another file by now, which was not touched. A try whose answer was lost
@@ -253,7 +251,7 @@ class Store(ABC):
     @abstractmethod
     def _list(self, folder: str) -> Iterable[Entry]: ...
     @abstractmethod
-    def _open(self, path: str) -> tuple[Any, str]: ...
+    def _open(self, path: str, version: str | None = None, size_bytes: int = 0) -> tuple[Any, str]: ...
     @abstractmethod
     def _read(self, path: str) -> bytes: ...
     @abstractmethod
@@ -262,8 +260,6 @@ class Store(ABC):
     def _swap(self, path: str, data: bytes, expected: str | None) -> str | None: ...
     @abstractmethod
     def _create(self, path: str, data: bytes) -> bool: ...
-    @abstractmethod
-    def _replace(self, path: str, data: bytes) -> None: ...
     @abstractmethod
     def _delete(self, paths: Iterable[str]) -> None: ...
     @abstractmethod

@@ -37,6 +37,7 @@ from tests.chaos.sites import Site, on_cluster
 from tests.encoders.repositories import write_repository
 from tests.integration.clusters import Cluster, cluster_of
 from tests.integration.commands import REPOSITORY, finish
+from tests.stores import put
 
 SHARD_ROWS = 150
 MOST_FAULTY_ATTEMPTS = 4
@@ -83,7 +84,7 @@ class Place:
                 self.corpus.delete([path])
             else:
                 self.shards[path] = draw.randrange(10**6)
-                self.corpus.replace(path, shard(path, SHARD_ROWS, seed=self.shards[path]))
+                put(self.corpus, path, shard(path, SHARD_ROWS, seed=self.shards[path]))
 
     def output(self, site: Site) -> Location:
         """Past the proxy."""

@@ -25,6 +25,7 @@ from tests.integration.conftest import (
     start_embed,
     write_corpus,
 )
+from tests.stores import put
 
 pytestmark = pytest.mark.slow
 
@@ -125,7 +126,7 @@ def test_a_run_that_did_not_see_another_one_publish_loses_without_harm(
     process = start_embed(*arguments)
     wait_for(out, process, RECEIPTS)
     theirs = (dataset.out / MANIFEST).read_bytes()
-    out.replace(MANIFEST, theirs)  # as a run that knows of no lock would
+    put(out, MANIFEST, theirs)  # as a run that knows of no lock would
     outcome = finish(process)
     assert outcome.exit_code == 1
     assert "another run published into" in outcome.stderr

@@ -18,6 +18,7 @@ from jobs.errors import OutputBusyError
 from jobs.lease import LOCK, Holder, Patience, held_lease
 from jobs.storage import Location, Store, open_store
 from tests.jobs.conftest import Fault
+from tests.stores import put
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK = Patience(renew=0.1, expiry=1.0)
@@ -49,8 +50,8 @@ def elsewhere(seen: float) -> Holder:
     return here.model_copy(update={"host": "elsewhere", "machine": "another", "since": seen, "seen": seen})
 
 
-def put(store: Store, holder: Holder) -> None:
-    store.replace(LOCK, holder.model_dump_json().encode())
+def lock(store: Store, holder: Holder) -> None:
+    put(store, LOCK, holder.model_dump_json().encode())
 
 
 def run_of(store: Store) -> str:
@@ -121,19 +122,19 @@ def test_a_killed_process_that_nobody_has_waited_for_is_dead_too(store: Store) -
 def test_a_pid_that_is_used_again_is_not_the_holder(store: Store) -> None:
     here = Holder.this_process()
     assert here.born is not None
-    put(store, here.model_copy(update={"born": here.born - 1}))
+    lock(store, here.model_copy(update={"born": here.born - 1}))
     with held_lease(store, print) as lease:
         lease.confirm()
 
 
 def test_the_same_pid_on_another_machine_says_nothing(store: Store) -> None:
-    put(store, elsewhere(time.time()).model_copy(update={"pid": 2**22 + 1}))
+    lock(store, elsewhere(time.time()).model_copy(update={"pid": 2**22 + 1}))
     with pytest.raises(OutputBusyError, match="elsewhere"), held_lease(store, print, QUICK):
         pass
 
 
 def test_a_silent_run_of_another_machine_is_taken_over_after_a_watch(store: Store) -> None:
-    put(store, elsewhere(time.time() - 10))
+    lock(store, elsewhere(time.time() - 10))
     started = time.monotonic()
     said: list[str] = []
     with held_lease(store, said.append, QUICK) as lease:
@@ -167,7 +168,7 @@ def test_a_lease_is_renewed_while_the_run_lives(store: Store) -> None:
 def test_who_lost_the_output_is_told_and_leaves_the_lock_to_the_winner(store: Store) -> None:
     with held_lease(store, print, SILENT) as lease:
         lease.check()
-        put(store, elsewhere(time.time()))
+        lock(store, elsewhere(time.time()))
         winner = run_of(store)
         with pytest.raises(OutputBusyError, match="taken over"):
             lease.confirm()
@@ -178,7 +179,7 @@ def test_who_lost_the_output_is_told_and_leaves_the_lock_to_the_winner(store: St
 
 def test_the_renewing_thread_tells_the_run_that_it_lost_the_output(store: Store) -> None:
     with held_lease(store, print, QUICK) as lease:
-        put(store, elsewhere(time.time()))
+        lock(store, elsewhere(time.time()))
         deadline = time.monotonic() + 10
         while lease._version is not None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -188,7 +189,7 @@ def test_the_renewing_thread_tells_the_run_that_it_lost_the_output(store: Store)
 
 def test_a_sign_whose_answer_was_lost_does_not_cost_the_output(store: Store) -> None:
     with held_lease(store, print, SILENT) as lease:
-        put(store, Holder.model_validate_json(store.read(LOCK)).model_copy(update={"seen": 0.0}))
+        lock(store, Holder.model_validate_json(store.read(LOCK)).model_copy(update={"seen": 0.0}))
         lease.confirm()
         lease.check()
 
@@ -219,7 +220,7 @@ def take(store: Store, patience: Patience, said: list[str]) -> str:
 def test_a_run_that_waits_takes_over_what_was_killed_elsewhere_whatever_the_clocks_say(store: Store) -> None:
     """As in Kubernetes, where the pod that comes next sees none of the processes of the one that was killed."""
     patience = Patience(renew=0.1, expiry=4.0)
-    put(store, elsewhere(time.time() + 3.9))  # by its clock it would seem to be alive for twice as long
+    lock(store, elsewhere(time.time() + 3.9))  # by its clock it would seem to be alive for twice as long
     with pytest.raises(OutputBusyError, match="elsewhere"), held_lease(store, print, patience):
         pass
     started = time.monotonic()
@@ -254,7 +255,7 @@ def test_giving_the_output_back_does_not_wait_for_a_store_that_fails(
 
 
 def test_a_lock_that_is_none_of_ours_is_not_overwritten(store: Store) -> None:
-    store.replace(LOCK, b"mine")
+    put(store, LOCK, b"mine")
     with (
         pytest.raises(OutputBusyError, match=r"_lock\.json is no lock that this version can read"),
         held_lease(store, print),

@@ -17,6 +17,7 @@ import pytest
 from jobs.errors import ConfigurationError, FileChangedError, StorageError
 from jobs.storage import Location, Store, open_store
 from tests.jobs.conftest import BODY, Fault, times
+from tests.stores import put
 
 NAMES = ["lang=en/a b.parquet", "lang=a%2Fb/x.parquet", "日本語/ü?&+#.parquet", "a[1]*.parquet"]
 
@@ -55,9 +56,9 @@ def test_of_racing_creates_exactly_one_wins_and_its_content_stays(store: Store) 
     assert paths(store) == ["receipt.json"]
 
 
-def test_replace_shows_the_old_content_or_the_new_one_and_nothing_between(store: Store) -> None:
+def test_a_swap_shows_the_old_content_or_the_new_one_and_nothing_between(store: Store) -> None:
     contents = {b"a" * 200_000, b"b" * 300_000}
-    store.replace("manifest.json", b"a" * 200_000)
+    version = store.swap("manifest.json", b"a" * 200_000, None)
     seen: set[bytes] = set()
     done = threading.Event()
 
@@ -69,7 +70,8 @@ def test_replace_shows_the_old_content_or_the_new_one_and_nothing_between(store:
     reader.start()
     for _ in range(10):
         for content in sorted(contents):
-            store.replace("manifest.json", content)
+            version = store.swap("manifest.json", content, version)
+            assert version is not None
     done.set()
     reader.join()
     assert seen <= contents
@@ -111,7 +113,7 @@ def test_of_racing_swaps_exactly_one_wins_and_its_content_stays(store: Store) ->
 
 
 def test_swaps_that_count_up_lose_no_step(store: Store) -> None:
-    store.replace("count", b"0 by nobody")
+    put(store, "count", b"0 by nobody")
 
     def count(writer: int) -> None:
         while True:
@@ -152,24 +154,25 @@ def test_a_listing_leaves_out_names_that_start_with_a_dot(store: Store) -> None:
 
 
 def test_a_version_changes_with_the_content(store: Store) -> None:
-    store.replace("a", b"1")
+    put(store, "a", b"1")
     before = next(store.list()).version
     assert next(store.list()).version == before
-    store.replace("a", b"2")
+    put(store, "a", b"2")
     assert next(store.list()).version != before
 
 
-def test_a_file_that_changed_since_it_was_listed_is_not_opened(store: Store) -> None:
-    store.replace("a", b"1")
+@pytest.mark.parametrize("size_bytes", [None, 1])
+def test_a_file_that_changed_since_it_was_listed_is_not_opened(store: Store, size_bytes: int | None) -> None:
+    put(store, "a", b"1")
     version = next(store.list()).version
-    with store.open("a", version) as file:
+    with store.open("a", version, size_bytes) as file:
         assert file.read() == b"1"
-    store.replace("a", b"2")
+    put(store, "a", b"2")
     with pytest.raises(FileChangedError, match="changed since it was listed"):
-        store.open("a", version)
+        store.open("a", version, size_bytes)
     store.delete(["a"])
     with pytest.raises(FileChangedError, match="gone since it was listed"):
-        store.open("a", version)
+        store.open("a", version, size_bytes)
 
 
 def test_a_local_folder_that_a_machine_does_not_have_is_told_from_a_file_that_has_gone(
@@ -216,7 +219,7 @@ def test_no_path_leaves_the_root(store: Store, path: str) -> None:
         lambda: store.read(path),
         lambda: store.open(path),
         lambda: store.create(path, b""),
-        lambda: store.replace(path, b""),
+        lambda: store.swap(path, b"", None),
         lambda: store.delete([path]),
         lambda: store.exists(path),
     ]
@@ -249,6 +252,27 @@ def test_an_open_file_can_seek(store: Store) -> None:
         assert file.read(10) == content[1_500_000:1_500_010]
         assert file.tell() == 1_500_010
     assert file.closed
+
+
+def test_a_file_whose_version_and_size_are_known_takes_one_request_to_its_end(
+    faulty: tuple[Location, list[Fault]],
+) -> None:
+    location, faults = faulty
+    content = os.urandom(3_000_000)
+    open_store(location).create("a", content)
+    (entry,) = (store := open_store(location)).list()
+    requests: list[str] = []
+    faults.append(lambda environ: requests.append(environ["REQUEST_METHOD"]))  # type: ignore[func-returns-value]
+    with store.open("a", entry.version, entry.size_bytes) as file:
+        file.seek(-60_000, io.SEEK_END)
+        assert file.read() == content[-60_000:]
+        assert requests == ["GET"]
+        file.seek(1_000_000)
+        assert file.read(10) == content[1_000_000:1_000_010]
+        put(store, "a", content[::-1])
+        file.seek(0)
+        with pytest.raises(FileChangedError):
+            file.read(10)
 
 
 def test_a_store_travels_as_its_location(store: Store) -> None:
@@ -300,7 +324,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     store = open_store(Location(str(tmp_path)))
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError, match="could not write"):
-        store.replace("folder", b"x")
+        store.swap("folder/" + "n" * 300, b"x", None)
     with pytest.raises(StorageError, match="could not create"):
         store.create("folder/" + "n" * 300, b"x")
     (tmp_path / "file").write_bytes(b"")
@@ -491,7 +515,7 @@ def test_a_denied_request_says_what_was_tried_and_what_to_check(
     attempts: list[tuple[str, Callable[[], Any]]] = [
         ("list", store.list),
         ("create", lambda: store.create("b", b"1")),
-        ("write", lambda: store.replace("b", b"1")),
+        ("write", lambda: store.swap("b", b"1", None)),
         ("read", lambda: store.read("a")),
         ("delete files below", lambda: store.delete(["a"])),
     ]
@@ -518,16 +542,16 @@ def test_a_read_that_fails_in_an_open_file_is_a_storage_error(faulty: tuple[Loca
 
 def test_a_file_that_changes_while_it_is_open_fails_to_read(s3: str) -> None:
     store = open_store(Location(s3))
-    store.replace("a", b"1")
+    put(store, "a", b"1")
     with store.open("a") as file:
-        store.replace("a", b"2")
+        put(store, "a", b"2")
         with pytest.raises(FileChangedError, match=r"could not read s3://.*/a"):
             file.read()
 
 
 def test_a_file_that_is_removed_while_it_is_open_fails_to_read(s3: str) -> None:
     store = open_store(Location(s3))
-    store.replace("a", b"1")
+    put(store, "a", b"1")
     with store.open("a") as file:
         store.delete(["a"])
         with pytest.raises(FileChangedError, match=r"could not read s3://.*/a: it was removed"):
