@@ -25,8 +25,8 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pyarrow as pa
@@ -190,11 +190,11 @@ def carry_over(
 def carry_here(run: RunSpec, plan: CarryPlan) -> None:
     """All steps in this process."""
     steps = Steps(run, plan)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        keys = pool.map(steps.keys, range(len(plan.work) + len(plan.parts)))
+    with ThreadPool(_THREADS) as pool:
+        keys = pool.imap(steps.keys, range(len(plan.work) + len(plan.parts)))
         matches = match(pa.concat_tables(keys))
         by_part = [rows for _, rows in grouped(matches, "part")]
-        vectors = list(pool.map(steps.fetch, by_part))
+        vectors = list(pool.imap(steps.fetch, by_part))
         if vectors:
             steps.save(pa.concat_tables(vectors))
 

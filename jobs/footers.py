@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -116,11 +116,8 @@ def read_footers(
         StorageError: As `read_footer`.
     """
     store = open_store(location)
-    pool = ThreadPoolExecutor(max_workers=threads)
-    try:
-        return list(pool.map(lambda shard: read_footer(store, shard, wanted, max_fragment_bytes), shards))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPool(threads) as pool:  # at whose end, unlike an executor's, nobody waits for what hangs
+        return list(pool.imap(lambda shard: read_footer(store, shard, wanted, max_fragment_bytes), shards))
 
 
 def check_same_columns(footers: Iterable[Footer], wanted: Columns) -> None:

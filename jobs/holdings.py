@@ -8,9 +8,9 @@ holds again costs nothing), and loose receipts. Memory goes with the number of f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
 from jobs.errors import OutputError
@@ -99,8 +99,10 @@ def take_stock(store: Store) -> Holdings:
 
 
 def _read_all(store: Store, paths: Sequence[str], parse: Callable[[bytes, str], R]) -> tuple[R, ...]:
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return tuple(pool.map(lambda path: parse(store.read(path), f"{store.location.uri}/{path}"), paths))
+    if not paths:
+        return ()
+    with ThreadPool(_READ_THREADS) as pool:  # at whose end, unlike an executor's, nobody waits for what hangs
+        return tuple(pool.imap(lambda path: parse(store.read(path), f"{store.location.uri}/{path}"), paths))
 
 
 def lost_files(store: Store, manifest: Manifest) -> list[tuple[FileRecord, int | None]]:

@@ -24,8 +24,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import click
@@ -173,12 +173,9 @@ def verify(store: Store, subject: Subject, num_threads: int) -> list[Finding]:
     sizes = {entry.path: entry.size_bytes for entry in store.list()}
     with Register() as register:
         dataset = _Dataset(store, manifest, sizes, register)
-        pool = ThreadPoolExecutor(num_threads)
-        try:
-            for found in pool.map(dataset.check, files):
+        with ThreadPool(num_threads) as pool:
+            for found in pool.imap(dataset.check, files):
                 findings.extend(found)
-        finally:
-            pool.shutdown(cancel_futures=True)
         findings.extend(dataset.repeated_ids(files))
     return findings
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from jobs.errors import AccountingError, CorpusError, OutputError
+from jobs.errors import AccountingError, CorpusError, OutputError, StorageError
 from jobs.footers import Columns
-from jobs.holdings import Holdings, refuse_other_dataset
+from jobs.holdings import Holdings, refuse_other_dataset, take_stock
 from jobs.plan import Plan, unknown_shards
 from jobs.records import (
     MANIFEST,
@@ -373,3 +375,25 @@ def test_a_take_that_rejects_again_is_followed_by_another_one(corpus: Path, out:
         made = [finish(out, work, int(number == 0), "killed_worker") for number, work in enumerate(plan.work)]
         commit(out, plan, [*plan.existing, *made], corpus)
         assert plan_of(corpus, holdings=stock_of(out)).work == ()
+
+
+def test_who_wants_to_end_does_not_wait_for_a_store_that_hangs(
+    corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for work in plan_of(corpus).work:
+        finish(out, work)
+    hangs, first = threading.Event(), threading.Lock()
+
+    def read(*_: Any) -> bytes:
+        if first.acquire(blocking=False):
+            raise PermissionError(13, "no")
+        hangs.wait(60)
+        raise AssertionError
+
+    store = store_of(out)
+    monkeypatch.setattr(type(store), "_read", read)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="could not read"):
+        take_stock(store)
+    assert time.monotonic() - started < 30
+    hangs.set()
