@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from jobs.errors import AccountingError, OutputBusyError
 from jobs.holdings import lost_files
-from jobs.manifests import keep_aside, next_commit_time
+from jobs.manifests import content_of, keep_aside, next_commit_time
 from jobs.plan import Plan
 from jobs.records import (
     MANIFEST,
@@ -107,7 +107,7 @@ def go_live(store: Store, manifest: Manifest, *, replacing: str | None) -> str:
         OutputBusyError: The live one is not the version that it was to replace.
     """
     keep_aside(store)
-    version = store.swap(MANIFEST, manifest.to_json(), replacing)
+    version = store.swap(MANIFEST, content_of(manifest), replacing)
     if version is None:
         raise OutputBusyError(
             f"another run published into {store.location.uri} while this one was at work; its dataset stands, and "

@@ -40,7 +40,7 @@ LOCK = "_lock.json"
 RENEW_SECONDS = 30.0
 EXPIRY_SECONDS = 120.0
 # For the last two requests of a run, which may have been told to end because the store does not answer.
-_RELEASE_SECONDS = 5.0
+_RELEASE_SECONDS = 10.0
 
 _LOG = logging.getLogger(__name__)
 

@@ -13,16 +13,34 @@ A list of names is all that it takes to say which are kept; one manifest at a ti
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
+from encoders.space import digest
 from jobs.errors import OutputError
 from jobs.files import kind_of
-from jobs.records import MANIFEST, MANIFESTS, Manifest, digest_of_fields, find_manifest, parse_manifest
+from jobs.records import CIRCUMSTANCES, MANIFEST, MANIFESTS, Manifest, find_manifest, parse_manifest
 from jobs.storage import Store
 
 _TICK = timedelta(milliseconds=1)
+_CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{64})"\}\s*')
+
+
+def content_of(manifest: Manifest) -> bytes:
+    """The content of a manifest's file; at its end stands a checksum of all else."""
+    content = manifest.model_dump_json(exclude={"checksum"}).encode()
+    return content[:-1] + f',"checksum":"{hashlib.sha256(content).hexdigest()}"}}'.encode()
+
+
+def checksums_of(content: bytes) -> tuple[str | None, str | None]:
+    """The checksum that a manifest's file has at its end, and the one that it should have; None where it has none."""
+    found = _CHECKSUM.search(content, max(0, len(content) - 200))
+    if found is None or found.end() != len(content):
+        return None, None
+    return found[1].decode(), hashlib.sha256(content[: found.start()] + b"}").hexdigest()
 
 
 def next_commit_time(held: Manifest | None) -> str:
@@ -39,7 +57,9 @@ def id_of(manifest: Manifest) -> str:
 
 
 def _id_of_content(content: bytes, manifest: Manifest) -> str:
-    return f"{_stamp(manifest)}-{digest_of_fields(json.loads(content))}"
+    """The same from the file, for another version of this program may see more fields in it, or fewer."""
+    fields = {name: value for name, value in json.loads(content).items() if name not in CIRCUMSTANCES}
+    return f"{_stamp(manifest)}-{digest(fields)}"
 
 
 def _stamp(manifest: Manifest) -> str:

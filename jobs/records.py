@@ -14,8 +14,6 @@ Names that begin with "_" are left out by pyarrow, Spark, Ray and pandas when th
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
@@ -222,8 +220,7 @@ class RunRecord(_Record):
 
 
 # Of the manifest's fields, those that say nothing of what the dataset is.
-_CIRCUMSTANCES = frozenset({"committed_at", "run", "checksum"})
-_CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{64})"\}\s*')
+CIRCUMSTANCES = frozenset({"committed_at", "run", "checksum"})
 
 
 class Manifest(_Record):
@@ -262,7 +259,7 @@ class Manifest(_Record):
 
     def equals(self, other: Manifest) -> bool:
         """Whether both are the same dataset, whenever and by whom they were committed; cheaper than two digests."""
-        return self.model_copy(update={name: getattr(other, name) for name in _CIRCUMSTANCES}) == other
+        return self.model_copy(update={name: getattr(other, name) for name in CIRCUMSTANCES}) == other
 
     @property
     def num_rows(self) -> int:
@@ -284,25 +281,7 @@ class Manifest(_Record):
     @property
     def digest(self) -> str:
         """Equal datasets, equal digests."""
-        return digest(self.model_dump(mode="json", exclude=set(_CIRCUMSTANCES)))
-
-    def to_json(self) -> bytes:
-        """The content of its file; the checksum stands at its end."""
-        content = self.model_dump_json(exclude={"checksum"}).encode()
-        return content[:-1] + f',"checksum":"{hashlib.sha256(content).hexdigest()}"}}'.encode()
-
-
-def digest_of_fields(fields: Mapping[str, Any]) -> str:
-    """A manifest's digest from its file's fields, for another version of this program may see more in it, or fewer."""
-    return digest({name: value for name, value in fields.items() if name not in _CIRCUMSTANCES})
-
-
-def checksums_of(content: bytes) -> tuple[str | None, str | None]:
-    """The checksum that a manifest's file has at its end, and the one that it should have; None where it has none."""
-    found = _CHECKSUM.search(content, max(0, len(content) - 200))
-    if found is None or found.end() != len(content):
-        return None, None
-    return found[1].decode(), hashlib.sha256(content[: found.start()] + b"}").hexdigest()
+        return digest(self.model_dump(mode="json", exclude=set(CIRCUMSTANCES)))
 
 
 def read_manifest(store: Store) -> Manifest | None:

@@ -37,9 +37,9 @@ from jobs.checks import check_bytes, check_part, check_rejects
 from jobs.command import Answer, arguments, carry_out
 from jobs.errors import FileChangedError, OutputBusyError
 from jobs.findings import Finding, compare, finding, print_findings
-from jobs.manifests import find_kept, id_of, path_of, read_kept, read_live
+from jobs.manifests import checksums_of, find_kept, id_of, path_of, read_kept, read_live
 from jobs.parquet import open_plain
-from jobs.records import MANIFEST, FileRecord, Manifest, PartRecord, Receipt, checksums_of, parse_manifest
+from jobs.records import MANIFEST, FileRecord, Manifest, PartRecord, Receipt, parse_manifest
 from jobs.rows import Reading
 from jobs.sections import CHUNK_INDEX
 from jobs.storage import Location, Store, open_store
