@@ -88,8 +88,10 @@ def main() -> None:
     if args.phase:
         print(json.dumps(run_phase(args.phase, args.root, profiled=args.phase == args.profile)))
         return
-    print("| shards | phase | seconds of each step | all, s | peak MiB (of them imports) | manifest, MB |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print(
+        "| shards | phase | seconds of each step | all, s | CPU, s | peak MiB (of them imports) | manifest, MB |"
+    )
+    print("|---|---|---|---|---|---|---|", flush=True)
     for num_shards in args.shards:
         with place(s3=args.s3) as root:
             write_shards(open_store(Location(f"{root}/corpus")), num_shards)
@@ -98,6 +100,7 @@ def main() -> None:
                 steps = ", ".join(f"{step} {seconds:.2f}" for step, seconds in found["seconds"].items())
                 print(
                     f"| {num_shards:,} | {phase} | {steps} | {sum(found['seconds'].values()):.1f} "
+                    f"| {found['cpu_seconds']:.1f} "
                     f"| {found['peak_mib']:.0f} ({found['imports_mib']:.0f}) | {found['manifest_bytes'] / 1e6:.1f} |",
                     flush=True,
                 )
@@ -144,7 +147,7 @@ def write_files(store: Store, paths: Sequence[str], content: bytes | Sequence[by
     contents = [content] * len(paths) if isinstance(content, bytes) else content
     if store.location.uri.startswith("s3://"):
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(store.replace, paths, contents))
+            list(pool.map(store.create, paths, contents))
         return
     for path, data in zip(paths, contents, strict=True):
         file = Path(store.location.uri, path)
@@ -177,7 +180,7 @@ class Stopwatch:
 
 def run_phase(phase: str, root: str, *, profiled: bool) -> dict[str, Any]:
     """The steps of one phase in this process."""
-    imports = peak_mib()
+    imports, started = peak_mib(), time.process_time()
     profile = cProfile.Profile()
     if profiled:
         profile.enable()
@@ -187,7 +190,7 @@ def run_phase(phase: str, root: str, *, profiled: bool) -> dict[str, Any]:
     if profiled:
         profile.disable()
         pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(25)
-    peak = peak_mib()
+    peak, cpu_seconds = peak_mib(), time.process_time() - started
     if phase == "first":  # for the second phase: receipts, which the sweep took away, and no manifest
         names = (
             digest(sorted(part.path for part in receipt.parts.values())) for receipt in manifest.receipts
@@ -196,7 +199,13 @@ def run_phase(phase: str, root: str, *, profiled: bool) -> dict[str, Any]:
         write_files(store, [f"{RECEIPTS}/{name}.json" for name in names], contents)
         store.delete([MANIFEST])
     size = 0 if phase == "first" else len(store.read(MANIFEST))
-    return {"seconds": watch.seconds, "peak_mib": peak, "imports_mib": imports, "manifest_bytes": size}
+    return {
+        "seconds": watch.seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_mib": peak,
+        "imports_mib": imports,
+        "manifest_bytes": size,
+    }
 
 
 def go(phase: str, watch: Stopwatch, source: Location, store: Store) -> Manifest:
@@ -238,9 +247,9 @@ def go(phase: str, watch: Stopwatch, source: Location, store: Store) -> Manifest
             assert holdings.is_tidy
         return manifest
     with watch.step("publish"):
-        publish(store, manifest, {}, replacing=holdings.version)
+        version = publish(store, manifest, replacing=holdings.version)
     with watch.step("sweep"):
-        sweep(store, manifest, keep_manifests=1, orphan_grace_hours=0)
+        sweep(store, manifest, version, confirm=lambda: None, keep_manifests=1, orphan_grace_hours=0)
     return manifest
 
 

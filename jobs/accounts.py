@@ -1,7 +1,8 @@
 """Whether a manifest agrees with itself: every row of every shard ends up in each view, or is a reject, once.
 
     rows of a shard's cuts = rows of its fragments' receipts;   rows of a receipt = rows with a vector + rejects
-    every fragment is in every view once;   every file is named once, by what made it;   int8 has its space's ranges
+    fragments are named by their shard's version, its cuts and how it was read;   every fragment is in every view once
+    every file is named once, by what made it;   int8 has its space's ranges
 
 No file but the manifest is looked at.
 """
@@ -11,10 +12,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from jobs.corpus import Shard
 from jobs.files import kind_of
 from jobs.findings import Finding, compare, finding
 from jobs.fragments import part_path
-from jobs.records import MANIFEST, Manifest, Receipt
+from jobs.records import MANIFEST, Manifest, Receipt, ShardRecord
 
 
 def check_manifest(manifest: Manifest) -> list[Finding]:
@@ -33,15 +35,32 @@ def _check_shards(manifest: Manifest) -> Iterator[Finding]:
     for receipt in manifest.receipts:
         fragments[receipt.shard][receipt.fragment] = receipt.num_rows
     for shard in manifest.shards:
-        of_receipts = sorted(fragments.pop(shard.path, {}).values())
+        held = fragments.pop(shard.path, {})
         of_cuts = sorted(cut.num_rows for cut in shard.cuts)
-        yield from compare(
-            MANIFEST, f"rows of the fragments of shard {shard.path}", _listed(of_receipts), _listed(of_cuts)
+        wrong = compare(
+            MANIFEST,
+            f"rows of the fragments of shard {shard.path}",
+            _listed(sorted(held.values())),
+            _listed(of_cuts),
+        )
+        yield from wrong or compare(
+            MANIFEST,
+            f"fragments of shard {shard.path}, by its version, cuts and reading",
+            ", ".join(sorted(held)),
+            ", ".join(sorted(_fragments(manifest, shard))),
         )
     for shard_path, of_shard in fragments.items():
         yield finding(
             MANIFEST, f"shard {shard_path}", f"{len(of_shard)} receipts", "no shard of this dataset"
         )
+
+
+def _fragments(manifest: Manifest, shard: ShardRecord) -> Iterator[str]:
+    """The ids that a shard's fragments should have."""
+    reading, repeated = manifest.reading.digest, manifest.repeated_ids or {}
+    for cut in shard.cuts:
+        fragment = cut.of(Shard(shard.path, shard.version, 0), reading)
+        yield fragment.without(repeated.get(fragment.id, "")).id
 
 
 def _listed(counts: list[int]) -> str:
@@ -55,7 +74,14 @@ def _check_receipt(manifest: Manifest, receipt: Receipt) -> Iterator[Finding]:
         yield from compare(part.path, f"rows with a vector and rejects of {of}", accounted, receipt.num_rows)
         if view in manifest.views:
             record = manifest.views[view]
-            made_by = (receipt.fragment, receipt.shard, record.task, record.role, record.space_id)
+            made_by = (
+                receipt.fragment,
+                receipt.shard,
+                record.task,
+                record.role,
+                record.space_id,
+                receipt.take,
+            )
             expected = part_path(*made_by)
             yield from compare(part.path, f"path of a part of {view}", part.path, expected)
         else:

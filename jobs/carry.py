@@ -1,7 +1,9 @@
-"""Vectors of texts that the dataset holds already, under another row, file or order: moved, not made again.
+"""Vectors of texts that the output holds already, under another row, file or order: moved, not made again.
 
 A producer that writes its corpus anew gives every shard another version, so every part falls away, and yet nearly
-all texts are old. Their vectors are found by `text_hash`, in parts of the same view and space that fall away:
+all texts are old. Their vectors are found by `text_hash`, in parts of the same view and space that fall away, those of
+the dataset first, then those that an attempt finished and nobody committed (a first run was killed, say, before the
+corpus changed):
 
     texts of new fragments -> hash, fragment      parts that fall away -> hash, part, row   (one column each is read)
     match    by hash      -> part, row, fragment
@@ -12,7 +14,9 @@ Vectors move once, and only those that are wanted. Below `SMALL_BYTES` the three
 each is a shuffle on the cluster (`jobs.joins`), where a process holds one bucket of one step. It costs one more read
 of the new texts and one of the old parts, against encoding, which takes a hundred times longer.
 
-Not for chunks, whose vectors may know the text around them, and not for texts of parts that stay.
+Not for chunks, whose vectors may know the text around them. Not from parts that stay, either: a few new shards would
+have all of the dataset's hashes read, three requests a part, for the texts that they repeat; nor from those that only
+an earlier manifest names, which would double what is read and joined each time that all shards are written anew.
 """
 
 from __future__ import annotations
@@ -20,9 +24,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pyarrow as pa
@@ -34,10 +38,11 @@ from encoders.space import digest
 from jobs.cargo import as_vectors, grouped
 from jobs.errors import CorpusError, OutputError
 from jobs.footers import Columns
+from jobs.fragments import part_path
 from jobs.holdings import Holdings
 from jobs.parquet import open_plain, reason_of
 from jobs.plan import Plan
-from jobs.records import CARRIED, PartRecord
+from jobs.records import CARRIED, PartRecord, Receipt
 from jobs.rows import Reading, read_rows, text_hashes
 from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Store, open_store
@@ -63,17 +68,17 @@ class OldPart:
 
 @dataclass(frozen=True)
 class CarryPlan:
-    """Which fragments want vectors, where vectors are, and how the dataset is called that they are from.
+    """Which fragments want vectors, and where vectors are.
 
     Attributes:
         work: What is to be made; of views that some old part has.
-        parts: In an order of their own, for the first of two equal texts is taken.
-        dataset: Digest of the manifest.
+        parts: Those of the dataset first, else in an order of their own, for the first of two equal texts is taken.
+        sources: Digest of these parts.
     """
 
     work: tuple[Work, ...]
     parts: tuple[OldPart, ...]
-    dataset: str
+    sources: str
 
     @property
     def num_bytes(self) -> int:
@@ -83,7 +88,7 @@ class CarryPlan:
 
     def path(self, work: Work) -> str:
         """Where the vectors of one fragment go."""
-        return f"{CARRIED}/{digest([work.id, self.dataset])}.parquet"
+        return f"{CARRIED}/{digest([work.id, self.sources])}.parquet"
 
     def to_json(self) -> bytes:
         """As the bytes that travel."""
@@ -105,23 +110,27 @@ def plan_carrying(
 
     A fragment that lacks views of both kinds is split in two.
     """
-    manifest = holdings.manifest
-    chunks = reading.long_text is not None and reading.long_text.chunks
-    if manifest is None or chunks or manifest.reading.long_text != reading.long_text:
+    if reading.long_text is not None and reading.long_text.chunks:
         return CarryPlan((), (), ""), plan.work
-    spaces = {str(spec.view): spec.space.id for spec in views}
-    same = {name for name, held in manifest.views.items() if spaces.get(name) == held.space_id}
+    specs = {str(spec.view): spec for spec in views}
     stay = {part.path for receipt in plan.existing for part in receipt.parts.values()}
     stay |= {path for work in plan.work for path in work.parts.values()}
-    old = [
-        OldPart(name, part)
-        for receipt in manifest.receipts
-        for name, part in receipt.parts.items()
-        if name in same
-        and part.path not in stay
-        and part.num_rows
-        and holdings.files.get(part.path) == part.num_bytes
-    ]
+    found: dict[str, OldPart] = {}
+    for receipts in _sources(holdings, reading):
+        fresh = [
+            OldPart(name, part)
+            for receipt in receipts
+            for name, part in receipt.parts.items()
+            if part.path not in stay
+            and part.path not in found
+            and part.num_rows
+            and part.num_chunked is None
+            and holdings.files.get(part.path) == part.num_bytes
+            and name in specs
+            and part.path == _path_in(specs[name], receipt)
+        ]
+        found |= {part.record.path: part for part in sorted(fresh, key=lambda part: part.record.path)}
+    old = list(found.values())
     sources = {part.view for part in old}
     carrying: list[Work] = []
     rest: list[Work] = []
@@ -132,8 +141,22 @@ def plan_carrying(
         ):
             if parts:
                 some.append(replace(work, parts=parts))
-    old.sort(key=lambda part: part.record.path)
-    return CarryPlan(tuple(carrying), tuple(old), manifest.digest), tuple(rest)
+    return CarryPlan(tuple(carrying), tuple(old), digest(list(found))), tuple(rest)
+
+
+def _sources(holdings: Holdings, reading: Reading) -> Iterator[Sequence[Receipt]]:
+    """Receipts of parts without chunks whose texts were cut where this run would cut them, or not at all."""
+    manifest, long_text = holdings.manifest, reading.long_text
+    if manifest is not None and long_text in (None, manifest.reading.long_text):
+        yield manifest.receipts
+    if long_text is None:  # else nobody knows which texts their attempts have rejected
+        yield holdings.loose
+
+
+def _path_in(spec: ViewSpec, receipt: Receipt) -> str:
+    """Where the vectors of a fragment are that this view's may be compared with."""
+    view = spec.view
+    return part_path(receipt.fragment, receipt.shard, view.task, view.role, spec.space.id, receipt.take)
 
 
 def carry_over(
@@ -167,11 +190,11 @@ def carry_over(
 def carry_here(run: RunSpec, plan: CarryPlan) -> None:
     """All steps in this process."""
     steps = Steps(run, plan)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        keys = pool.map(steps.keys, range(len(plan.work) + len(plan.parts)))
+    with ThreadPool(_THREADS) as pool:
+        keys = pool.imap(steps.keys, range(len(plan.work) + len(plan.parts)))
         matches = match(pa.concat_tables(keys))
         by_part = [rows for _, rows in grouped(matches, "part")]
-        vectors = list(pool.map(steps.fetch, by_part))
+        vectors = list(pool.imap(steps.fetch, by_part))
         if vectors:
             steps.save(pa.concat_tables(vectors))
 
@@ -279,7 +302,14 @@ class Steps:
                 [("view", "ascending"), ("text_hash", "ascending")]
             )
             sink = pa.BufferOutputStream()
-            pq.write_table(rows, sink, compression="none", use_dictionary=["view"])
+            pq.write_table(
+                rows,
+                sink,
+                compression="none",
+                use_dictionary=["view"],
+                write_statistics=False,
+                write_page_checksum=True,  # or what comes to harm here gets a right checksum with its new part
+            )
             self._output.create(self._plan.path(work), sink.getvalue().to_pybytes())
             num_texts += len(whole)
         return num_texts

@@ -23,8 +23,12 @@ from jobs.records import FileRecord, PartRecord, Receipt, ViewRecord
 from jobs.rows import Reading
 from jobs.sections import CHUNK_COLUMNS, CHUNK_INDEX
 
-# What a reader must be able to rely on; the other labels say the same of one space in other words.
-_LABELS = ("task", "role", "space_id", "dim", "precision", "normalized", "ranges_digest")
+_LABELS = (
+    *("task", "role", "space_id", "dim", "precision", "normalized", "ranges_digest"),
+    *("prompt", "suffix", "revision"),
+)
+# A folder's name says nothing of the model in it, and may be another one by now.
+_LABELS_OF_HUB = ("model", "space_name")
 # How far from 1 rounding takes the length of a vector: relative steps of 2**-24 and 2**-11 a dimension.
 _NORM_TOLERANCE = {"float32": 1e-4, "float16": 2e-3}
 _ELEMENTS = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
@@ -120,7 +124,8 @@ def _check_schema(path: str, found: pa.Schema, expected: pa.Schema) -> list[Find
 
 def _check_labels(path: str, metadata: dict[bytes, bytes], view: ViewRecord) -> Iterator[Finding]:
     record = view.model_dump(exclude_none=True)
-    for name in _LABELS:
+    is_local = view.revision.startswith("sha256:")
+    for name in (*_LABELS, *(() if is_local else _LABELS_OF_HUB)):
         found = metadata.get(f"{METADATA_PREFIX}{name}".encode())
         expected = record.get(name)
         yield from compare(

@@ -2,25 +2,25 @@
 
 Until then a reader of the manifest sees the old dataset, from then on the new one. The old manifest is kept aside
 before (jobs.manifests), and what no longer belongs goes afterwards (jobs.sweep), so a run that dies in between leaves
-surplus files and nothing missing; the next one clears them.
+surplus files and nothing missing; the next one clears them. The configuration stands in the manifest, and so is always
+that of the run that committed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from jobs.errors import AccountingError, OutputBusyError
 from jobs.holdings import lost_files
-from jobs.manifests import keep_aside, next_commit_time
+from jobs.manifests import content_of, keep_aside, next_commit_time
 from jobs.plan import Plan
 from jobs.records import (
-    CONFIG,
     MANIFEST,
     Manifest,
     RangesRecord,
     ReadingRecord,
     Receipt,
+    RunRecord,
     ViewRecord,
 )
 from jobs.storage import Store
@@ -37,6 +37,7 @@ def build_manifest(
     ranges: Mapping[str, RangesRecord],
     held: Manifest | None = None,
     repeated_ids: Mapping[str, str] | None = None,
+    run: RunRecord | None = None,
 ) -> Manifest:
     """The dataset as it should be once committed, in place of `held`.
 
@@ -54,6 +55,7 @@ def build_manifest(
         shards=plan.shards,
         bad_shards=plan.bad_shards,
         repeated_ids=repeated_ids,
+        run=run,
         # In an order of their own, whatever the order in which workers finished.
         receipts=tuple(
             sorted(receipts, key=lambda receipt: min(part.path for part in receipt.parts.values()))
@@ -77,15 +79,12 @@ def _check_accounts(plan: Plan, receipts: Sequence[Receipt]) -> None:
         )
 
 
-def publish(
-    store: Store, manifest: Manifest, configuration: Mapping[str, object], *, replacing: str | None
-) -> None:
-    """Replace the manifest, after a look that the files it names are there.
+def publish(store: Store, manifest: Manifest, *, replacing: str | None) -> str:
+    """Replace the manifest, after a look that the files it names are there; returns the version of its file.
 
     Args:
         store: The output.
         manifest: Of the dataset as it should be.
-        configuration: Goes beside it.
         replacing: Version of the manifest that this run took stock of; None: there was none.
 
     Raises:
@@ -95,22 +94,23 @@ def publish(
     for file, found in lost_files(store, manifest):
         raise AccountingError(
             f"{store.location.uri}/{file.path} should have {file.num_bytes} bytes, not {found}; nothing is published. "
-            "Is another run using it? Run the same command again"
+            "Is another run using it, or is a local path not the same folder on every machine? Run the same command "
+            "again"
         )
-    go_live(store, manifest, json.dumps(configuration, indent=2).encode(), replacing=replacing)
+    return go_live(store, manifest, replacing=replacing)
 
 
-def go_live(store: Store, manifest: Manifest, configuration: bytes, *, replacing: str | None) -> None:
-    """Let a manifest take the place of the live one, which is kept aside.
+def go_live(store: Store, manifest: Manifest, *, replacing: str | None) -> str:
+    """Let a manifest take the place of the live one, which is kept aside; returns the version of its file.
 
     Raises:
         OutputBusyError: The live one is not the version that it was to replace.
     """
     keep_aside(store)
-    if store.swap(MANIFEST, manifest.model_dump_json().encode(), replacing) is None:
+    version = store.swap(MANIFEST, content_of(manifest), replacing)
+    if version is None:
         raise OutputBusyError(
             f"another run published into {store.location.uri} while this one was at work; its dataset stands, and "
             "nothing of this run is published; the same command takes stock again and embeds what is missing then"
         )
-    # Only now: whoever loses the swap leaves the winner's configuration alone.
-    store.replace(CONFIG, configuration)
+    return version

@@ -45,7 +45,7 @@ def decode(
     columns: dict[str, pa.ChunkedArray] = {}
     try:
         with (
-            store.open(path, fragment.shard.version) as file,
+            store.open(path, fragment.shard.version, fragment.shard.size_bytes) as file,
             open_parquet(source := Source(file)) as parquet,
         ):
             largest = _check_pages(source, parquet, fragment, leaves_of(parquet.schema_arrow, names), left)

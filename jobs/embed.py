@@ -40,15 +40,16 @@ from jobs.commit import build_manifest, publish
 from jobs.config import EncoderConfig, JobConfig, dump_config
 from jobs.corpus import list_corpus
 from jobs.duplicates import IdScan, known_repeats, repeated_ids
-from jobs.errors import ConfigurationError, CorpusError, FileChangedError
+from jobs.errors import ConfigurationError, CorpusError, FileChangedError, OutputBusyError, StorageError
 from jobs.footers import BadShard, Footer, read_footers
 from jobs.job import Job, folder_of, know_output, set_up
-from jobs.lease import Lease, held_lease
+from jobs.lease import Lease, Patience, held_lease
+from jobs.manifests import id_of
 from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_shards
 from jobs.progress import ProgressLine, Tally
 from jobs.protocols import show_protocol
 from jobs.ranges import CALIBRATION_ROWS, calibrated, keep, sample_of, with_ranges
-from jobs.records import CARRIED, IDS, LongTextRecord, Manifest, ReadingRecord, Receipt
+from jobs.records import CARRIED, IDS, LongTextRecord, Manifest, ReadingRecord, Receipt, RunRecord
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading
 from jobs.run_spec import MOST_DEADLY_ROWS, RunSpec, Work
@@ -95,7 +96,10 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
             layout = replace(layout, repeated_ids=known)
         plan = _plan(job, layout, reading)
         return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
-    with held_lease(job.store, lambda text: console.print(text, markup=False, highlight=False)) as lease:
+    patience = Patience(wait=config.output.lease_wait_seconds)
+    with held_lease(
+        job.store, lambda text: console.print(text, markup=False, highlight=False), patience
+    ) as lease:
         for replans_left in reversed(range(_MOST_REPLANS + 1)):
             ready = know_output(job)
             try:
@@ -233,7 +237,8 @@ def _calibrate(job: Job, layout: Layout, reading: Reading, console: Console) -> 
 
 
 def _plan(job: Job, layout: Layout, reading: Reading) -> Plan:
-    plan = make_plan(job.corpus, layout, reading, job.views, job.holdings)
+    retry = job.config.output.retry_rejects
+    plan = make_plan(job.corpus, layout, reading, job.views, job.holdings, retry_rejects=retry)
     if not plan.num_rows:
         raise CorpusError(
             f"the corpus {job.config.input.uri} has {len(job.corpus.shards)} shards and not one row; an empty dataset "
@@ -352,23 +357,20 @@ def _commit(
         ranges=job.ranges,
         held=held,
         repeated_ids=layout.repeated_ids,
+        run=RunRecord(
+            configuration=dump_config(job.config),
+            python=platform.python_version(),
+            packages={package: importlib.metadata.version(package) for package in _PACKAGES},
+        ),
     )
     if held is not None and manifest.equals(held):
         if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep
-            lease.confirm()
-            _sweep(job, held)
+            _sweep(job, held, job.holdings.version, lease)
         return held, nothing_changed(held)
     changes = report_changes(job.store, job.holdings, manifest, functools.partial(_compare, job.config))
-    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     lease.confirm()
-    publish(
-        job.store,
-        manifest,
-        {"configuration": dump_config(job.config), "python": platform.python_version(), "packages": versions},
-        replacing=job.holdings.version,
-    )
-    lease.confirm()
-    _sweep(job, manifest)
+    version = publish(job.store, manifest, replacing=job.holdings.version)
+    _sweep(job, manifest, version, lease)
     return manifest, changes
 
 
@@ -379,9 +381,24 @@ def _compare(config: JobConfig, location: Location, comparison: Comparison) -> C
     return compare_on_cluster(config.compute, location, comparison)
 
 
-def _sweep(job: Job, live: Manifest) -> None:
+def _sweep(job: Job, live: Manifest, version: str | None, lease: Lease) -> None:
+    """Clear up behind a commit; where that fails, the error says that the commit stands."""
     output = job.config.output
-    sweep(job.store, live, keep_manifests=output.keep_manifests, orphan_grace_hours=output.orphan_grace_hours)
+    assert version is not None
+    published = f"the dataset is published ({id_of(live)}); only the clean-up behind it was not finished"
+    try:
+        sweep(
+            job.store,
+            live,
+            version,
+            confirm=lease.confirm,
+            keep_manifests=output.keep_manifests,
+            orphan_grace_hours=output.orphan_grace_hours,
+        )
+    except StorageError as error:
+        raise StorageError(f"{published}: {error}; the next run clears up") from error
+    except OutputBusyError as error:
+        raise OutputBusyError(f"{published}: another run has the output by now, and clears up") from error
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ _ranges/<digest>.json                     of int8 vectors
 _carried/<digest>.parquet, .json, .plan   vectors of the dataset before, and for which fragments all were found
 _changes/<digest>/...                     the ids that a commit changed
 _ids/<digest>.bits                        what the ids of a fragment are recognised by
-_manifests/<time>-<digest>.json           a manifest that is kept aside, beside its configuration
+_manifests/<time>-<digest>.json           a manifest that is kept aside
 .<digits>.tmp                             in any of these folders: what a killed writer leaves on a disk
 
 No sweep touches what is not in this list.
@@ -33,7 +33,7 @@ _NAMES: dict[str, Kind] = {
     rf"{CARRIED}/{_DIGEST}\.(parquet|json|plan)": "carried",
     rf"{CHANGES}/{_DIGEST}/since=[^/]+/(change=.+/(part-[0-9]+\.parquet|_parts\.json)|_report\.json)": "changes",
     rf"{IDS}/{_DIGEST}\.bits": "ids",
-    rf"{MANIFESTS}/{_KEPT_ID}(\.config)?\.json": "manifest",
+    rf"{MANIFESTS}/{_KEPT_ID}\.json": "manifest",
 }
 _FOLDERS = (
     "task=",

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,7 +91,7 @@ def read_footer(
     """
     if shard.size_bytes == 0:
         return BadShard(shard.path, "the file is empty (0 bytes, or a link to nothing)")
-    with store.open(shard.path, shard.version) as file:
+    with store.open(shard.path, shard.version, shard.size_bytes) as file:
         try:
             parquet = open_parquet(file)
             metadata, schema = parquet.metadata, parquet.schema_arrow
@@ -116,11 +116,8 @@ def read_footers(
         StorageError: As `read_footer`.
     """
     store = open_store(location)
-    pool = ThreadPoolExecutor(max_workers=threads)
-    try:
-        return list(pool.map(lambda shard: read_footer(store, shard, wanted, max_fragment_bytes), shards))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPool(threads) as pool:  # at whose end, unlike an executor's, nobody waits for what hangs
+        return list(pool.imap(lambda shard: read_footer(store, shard, wanted, max_fragment_bytes), shards))
 
 
 def check_same_columns(footers: Iterable[Footer], wanted: Columns) -> None:

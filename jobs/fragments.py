@@ -32,6 +32,7 @@ class Fragment:
         num_rows: What the footer promises.
         num_bytes: Compressed bytes of the columns that are read.
         dropped: Which of its rows repeat an id and become rejects, counted from its first, as ranges: "3,7-9".
+        take: How often it was embedded anew because a machine could not do all of its rows; its parts differ by that.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Fragment:
     num_rows: int
     num_bytes: int
     dropped: str = ""
+    take: int = 0
 
     def without(self, dropped: str) -> Fragment:
         """The fragment without some rows: another one, for its parts hold something else."""
@@ -49,12 +51,13 @@ class Fragment:
 
     def part_path(self, view: View, space: Space) -> str:
         """Where this fragment's embeddings in one view go; the name says everything that made them."""
-        return part_path(self.id, self.shard.path, view.task, view.role, space.id)
+        return part_path(self.id, self.shard.path, view.task, view.role, space.id, self.take)
 
 
-def part_path(fragment: str, shard: str, task: str, role: str, space_id: str) -> str:
+def part_path(fragment: str, shard: str, task: str, role: str, space_id: str, take: int) -> str:
     """The same by names alone."""
-    name = f"part-{digest([fragment, space_id, f'{task}/{role}'])}.parquet"
+    made_by = [fragment, space_id, f"{task}/{role}", *([take] if take else [])]
+    name = f"part-{digest(made_by)}.parquet"
     return "/".join(filter(None, [f"task={task}", f"role={role}", partitions_of(shard), name]))
 
 

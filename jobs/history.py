@@ -25,7 +25,6 @@ from jobs.errors import OutputError
 from jobs.holdings import lost_files
 from jobs.lease import held_lease
 from jobs.manifests import (
-    config_path_of,
     earlier,
     find_kept,
     find_live,
@@ -126,12 +125,8 @@ def roll_back(store: Store, wanted: str, console: Console) -> dict[str, Any]:
             f"{len(lost)} files of {kept} are gone or changed, the first one is {store.location.uri}/{file.path}: it "
             f"should have {file.num_bytes} bytes, not {found}; what was live is live. Put them back, or go to another"
         )
-    try:
-        configuration = store.read(config_path_of(kept))
-    except FileNotFoundError:
-        configuration = b"{}"
     restored = manifest.model_copy(update={"committed_at": next_commit_time(live)})
-    go_live(store, restored, configuration, replacing=version)
+    go_live(store, restored, replacing=version)
     console.print(f"{kept} is live again, as {id_of(restored)}; {id_of(live)} is kept aside")
     return {
         "output": store.location.uri,

@@ -8,9 +8,9 @@ holds again costs nothing), and loose receipts. Memory goes with the number of f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
 from jobs.errors import OutputError
@@ -45,6 +45,7 @@ class Holdings:
         ranges: Calibrated by attempts that the manifest does not know.
         others: Paths of our other files.
         version: Of the manifest's file; None where there is none.
+        loose: The receipts of attempts that no manifest knows, or did not when they were written.
     """
 
     manifest: Manifest | None
@@ -53,6 +54,7 @@ class Holdings:
     ranges: tuple[RangesRecord, ...] = ()
     others: tuple[str, ...] = ()
     version: str | None = None
+    loose: tuple[Receipt, ...] = ()
 
     @property
     def is_tidy(self) -> bool:
@@ -94,12 +96,14 @@ def take_stock(store: Store) -> Holdings:
     loose = _read_all(store, [path for path in others if kind_of(path) == "receipt"], parse_receipt)
     receipts = (*known.values(), *loose)
     ranges = _read_all(store, [path for path in others if kind_of(path) == "ranges"], parse_ranges)
-    return Holdings(manifest, receipts, files, ranges, tuple(others), version)
+    return Holdings(manifest, receipts, files, ranges, tuple(others), version, loose)
 
 
 def _read_all(store: Store, paths: Sequence[str], parse: Callable[[bytes, str], R]) -> tuple[R, ...]:
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return tuple(pool.map(lambda path: parse(store.read(path), f"{store.location.uri}/{path}"), paths))
+    if not paths:
+        return ()
+    with ThreadPool(_READ_THREADS) as pool:  # at whose end, unlike an executor's, nobody waits for what hangs
+        return tuple(pool.imap(lambda path: parse(store.read(path), f"{store.location.uri}/{path}"), paths))
 
 
 def lost_files(store: Store, manifest: Manifest) -> list[tuple[FileRecord, int | None]]:

@@ -34,7 +34,10 @@ Bits = npt.NDArray[np.uint64]
 def save(store: Store, fragment: Fragment, bits: Bits) -> None:
     """Keep the bits of a fragment's ids, in place of what is there: it is the same, or damaged."""
     content = np.sort(bits).astype("<u8").tobytes()
-    store.replace(bits_path(fragment.id), content + _checksum(content))
+    path, data = bits_path(fragment.id), content + _checksum(content)
+    if not store.create(path, data):
+        store.delete([path])
+        store.create(path, data)
 
 
 def load(store: Store, fragment: Fragment) -> Bits | None:

@@ -1,15 +1,19 @@
 """One run at a time on an output: who has it says so in OUT/_lock.json, and says it anew as long as it lives.
 
 The lease is taken before stock is taken and given back at the end, whatever the end is. Every change of it is a swap,
-so of two runs that want it one gets it. A second run refuses as long as there are signs of life, and takes over
+so of two runs that want it one gets it. A second run refuses as long as there are signs of life, or waits for so long
+as it is told to, and takes over
 
     at once                            if the holder was a process of this very machine and is gone
     after EXPIRY_SECONDS               without a sign of life, by the clock of this machine, and
     after two intervals of watching    in which no sign came, by no clock but its own
+    after EXPIRY_SECONDS of watching   whatever the clocks say, if it waits that long
 
 so clocks that differ delay a takeover and never cause one. A run that has lost its lease (it was suspended, or cut off
-from the store) stops before it commits or removes anything. Even if two should ever run at once, nothing breaks: parts
-are created once, and the manifest is swapped only by the run that took stock of the one that is there.
+from the store) stops before it commits or removes anything, for it looks each time. Between that look and the deed it
+may be suspended too, and no lease can help there: a late commit finds another manifest than it took stock of, and
+loses; parts are created once; what a late removal can take with it `jobs.sweep` says; and a late giving back makes the
+next holder stop as if it had lost its lease.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ LOCK = "_lock.json"
 # Four signs fit into the time after which a run counts as dead: a store may fail for a minute and a half.
 RENEW_SECONDS = 30.0
 EXPIRY_SECONDS = 120.0
+# For the last two requests of a run, which may have been told to end because the store does not answer.
+_RELEASE_SECONDS = 10.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -120,10 +126,17 @@ def _is_gone(pid: int, born: int | None) -> bool:
 
 @dataclass(frozen=True)
 class Patience:
-    """How often a run gives a sign of life, and after how long without one it counts as dead; in seconds."""
+    """How a run holds an output, and waits for one; in seconds.
+
+    Attributes:
+        renew: Between two signs of life.
+        expiry: Without one, after which a run counts as dead.
+        wait: For another run's end or death, before this one is refused.
+    """
 
     renew: float = RENEW_SECONDS
     expiry: float = EXPIRY_SECONDS
+    wait: float = 0.0
 
 
 class Lease:
@@ -172,9 +185,17 @@ class Lease:
         self.check()
 
     def release(self) -> None:
-        """Give the output back; a lease that was lost meanwhile is left to its new holder."""
+        """Give the output back; a lease that was lost meanwhile is left to its new holder.
+
+        A store that does not answer is not waited for: then the lease stays, and expires.
+        """
         self._done.set()
-        self._thread.join(self._patience.renew)
+        giving_back = threading.Thread(target=self._give_back, name="lease", daemon=True)
+        giving_back.start()
+        giving_back.join(_RELEASE_SECONDS)
+
+    def _give_back(self) -> None:
+        self._thread.join()
         try:
             self.confirm()  # what is removed now is ours, and fresh
             self._store.delete([LOCK])
@@ -198,7 +219,7 @@ def held_lease(store: Store, say: Callable[[str], None], patience: Patience | No
     Args:
         store: The output.
         say: Told why it takes time, where it does.
-        patience: None: as the constants say.
+        patience: None: as the constants say, and no waiting.
 
     Raises:
         OutputBusyError: Another run has it.
@@ -212,31 +233,43 @@ def held_lease(store: Store, say: Callable[[str], None], patience: Patience | No
 
 
 def _taken(store: Store, say: Callable[[str], None], patience: Patience) -> Lease:
-    holder = Holder.this_process()
-    content = holder.model_dump_json().encode()
-    found, expected = _find(store)
-    if found is not None and not found.is_known_dead:
-        _refuse_if_alive(store, found, expected, say, patience)
-    if (version := store.swap(LOCK, content, expected)) is None:
-        other, _ = _find(store)
-        raise _busy(store, other, patience)
-    return Lease(store, holder, version, patience)
-
-
-def _refuse_if_alive(
-    store: Store, found: Holder, version: str | None, say: Callable[[str], None], patience: Patience
-) -> None:
-    """Look at its clock, and where that says that it is dead, watch whether it is."""
-    if abs(time.time() - found.seen) <= patience.expiry:
-        raise _busy(store, found, patience)
-    say(
-        f"The output was left by another run ({found}); watching for {2 * patience.renew:g} s whether it is dead"
-    )
-    until = time.monotonic() + 2 * patience.renew
-    while time.monotonic() < until:
+    found, version = _find(store)
+    started = silent_since = time.monotonic()
+    is_told = False
+    while True:
+        now = time.monotonic()
+        if found is None or found.is_known_dead or _is_silent(found, now - silent_since, patience):
+            holder = Holder.this_process()
+            if (taken := store.swap(LOCK, holder.model_dump_json().encode(), version)) is not None:
+                return Lease(store, holder, taken, patience)
+            may_be_dead = False  # another one was faster
+        else:
+            may_be_dead = silent_since == started and _seems_dead(found, patience)
+        if not may_be_dead and now - started >= patience.wait:
+            raise _busy(store, _find(store)[0], patience)
+        if not is_told:
+            is_told = True
+            say(_told(found, may_be_dead=may_be_dead, patience=patience))
         time.sleep(min(1.0, patience.renew / 4))
-        if (now := _find(store))[1] != version:
-            raise _busy(store, now[0], patience)
+        found, seen = _find(store)
+        if seen != version:
+            version, silent_since = seen, time.monotonic()
+
+
+def _seems_dead(found: Holder, patience: Patience) -> bool:
+    """By its clock and ours."""
+    return abs(time.time() - found.seen) > patience.expiry
+
+
+def _is_silent(found: Holder, seconds: float, patience: Patience) -> bool:
+    """Whether a run that has given no sign of life while we watched is dead."""
+    return seconds >= (2 * patience.renew if _seems_dead(found, patience) else patience.expiry)
+
+
+def _told(found: Holder | None, *, may_be_dead: bool, patience: Patience) -> str:
+    if may_be_dead:
+        return f"The output was left by another run ({found}); watching for {2 * patience.renew:g} s whether it is dead"
+    return f"Waiting up to {patience.wait:g} s for another run ({found or 'it has just begun'}) to end"
 
 
 def _find(store: Store) -> tuple[Holder | None, str | None]:

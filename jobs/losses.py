@@ -12,10 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.cargo import replaced, unpack_table
-from jobs.rows import KILLED_WORKER
+from jobs.rows import KILLED_WORKER, OUT_OF_MEMORY
 from jobs.run_spec import Work
-
-OUT_OF_MEMORY = "out_of_memory"
 
 
 def without_lost(row: pa.Table, vectors: pa.Table, lost: npt.NDArray[np.int64]) -> dict[str, pa.Table]:

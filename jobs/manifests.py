@@ -1,8 +1,7 @@
 """The manifests that are kept: the live one, and those that were live before, so that a commit can be taken back.
 
-    OUT/_manifest.json                            the live one
-    OUT/_manifests/<time>-<digest>.json           one that was live, under the time of its commit
-    OUT/_manifests/<time>-<digest>.config.json    the configuration that stood beside it
+    OUT/_manifest.json                     the live one
+    OUT/_manifests/<time>-<digest>.json    one that was live, under the time of its commit
 
 A manifest is kept aside before another takes its place, so each of these was live once. Its name says what it holds,
 and it is created once: a run that dies between that and its commit leaves a copy of what is live still, which does not
@@ -14,18 +13,34 @@ A list of names is all that it takes to say which are kept; one manifest at a ti
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from encoders.space import digest
 from jobs.errors import OutputError
 from jobs.files import kind_of
-from jobs.records import CONFIG, MANIFEST, MANIFESTS, Manifest, find_manifest, parse_manifest
+from jobs.records import CIRCUMSTANCES, MANIFEST, MANIFESTS, Manifest, find_manifest, parse_manifest
 from jobs.storage import Store
 
 _TICK = timedelta(milliseconds=1)
+_CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{64})"\}\s*')
+
+
+def content_of(manifest: Manifest) -> bytes:
+    """The content of a manifest's file; at its end stands a checksum of all else."""
+    content = manifest.model_dump_json(exclude={"checksum"}).encode()
+    return content[:-1] + f',"checksum":"{hashlib.sha256(content).hexdigest()}"}}'.encode()
+
+
+def checksums_of(content: bytes) -> tuple[str | None, str | None]:
+    """The checksum that a manifest's file has at its end, and the one that it should have; None where it has none."""
+    found = _CHECKSUM.search(content, max(0, len(content) - 200))
+    if found is None or found.end() != len(content):
+        return None, None
+    return found[1].decode(), hashlib.sha256(content[: found.start()] + b"}").hexdigest()
 
 
 def next_commit_time(held: Manifest | None) -> str:
@@ -43,8 +58,7 @@ def id_of(manifest: Manifest) -> str:
 
 def _id_of_content(content: bytes, manifest: Manifest) -> str:
     """The same from the file, for another version of this program may see more fields in it, or fewer."""
-    fields = json.loads(content)
-    del fields["committed_at"]
+    fields = {name: value for name, value in json.loads(content).items() if name not in CIRCUMSTANCES}
     return f"{_stamp(manifest)}-{digest(fields)}"
 
 
@@ -72,11 +86,6 @@ def path_of(kept: str) -> str:
     return f"{MANIFESTS}/{kept}.json"
 
 
-def config_path_of(kept: str) -> str:
-    """Where the configuration is that belongs to a manifest that is kept."""
-    return f"{MANIFESTS}/{kept}.config.json"
-
-
 def keep_aside(store: Store) -> None:
     """Copy what is live now, if anything is, to where it stays when another manifest takes its place."""
     try:
@@ -84,9 +93,6 @@ def keep_aside(store: Store) -> None:
     except FileNotFoundError:
         return
     kept = _id_of_content(content, parse_manifest(content, f"{store.location.uri}/{MANIFEST}"))
-    with contextlib.suppress(FileNotFoundError):
-        # Once: whoever comes after a run that died in its commit finds that run's configuration here.
-        store.create(config_path_of(kept), store.read(CONFIG))
     store.create(path_of(kept), content)
 
 
@@ -98,7 +104,7 @@ def list_kept(store: Store) -> list[str]:
 def ids_among(paths: Iterable[str]) -> list[str]:
     """The ids of the manifests that are kept aside among the files of an output, newest first."""
     names = (path.removeprefix(f"{MANIFESTS}/") for path in paths if kind_of(path) == "manifest")
-    return sorted((name.removesuffix(".json") for name in names if ".config." not in name), reverse=True)
+    return sorted((name.removesuffix(".json") for name in names), reverse=True)
 
 
 def earlier(kept: Iterable[str], live: Manifest) -> list[str]:

@@ -3,12 +3,15 @@
     corpus x footers -> fragments;   fragments x views -> parts;   parts - parts that exist = work
 
 Shards that the committed dataset was made from, and that have not changed, are not opened at all.
+
+Some rejects say more of the machine than of the row. A fragment that has such can be embedded anew: its next take has
+parts of other names, which take the place of those before in the commit, like those of a shard that changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -17,7 +20,7 @@ from jobs.footers import BadShard, Columns, Footer, check_same_columns
 from jobs.fragments import Cut, Fragment, cut
 from jobs.holdings import Holdings
 from jobs.records import BadShardRecord, Manifest, Receipt, ShardRecord
-from jobs.rows import Reading, carried_types
+from jobs.rows import OF_THE_MACHINE, Reading, carried_types
 from jobs.run_spec import ViewSpec, Work
 
 
@@ -128,9 +131,18 @@ def fragments_of(corpus: Corpus, layout: Layout, reading: Reading) -> tuple[Frag
 
 
 def make_plan(
-    corpus: Corpus, layout: Layout, reading: Reading, views: Sequence[ViewSpec], holdings: Holdings
+    corpus: Corpus,
+    layout: Layout,
+    reading: Reading,
+    views: Sequence[ViewSpec],
+    holdings: Holdings,
+    *,
+    retry_rejects: bool = False,
 ) -> Plan:
-    """Compare what the output should hold with what it holds."""
+    """Compare what the output should hold with what it holds.
+
+    With `retry_rejects` it should hold another take of the fragments that have rejects which depend on the machine.
+    """
     bad = {shard.path: shard.reason for shard in layout.bad_shards}
     shards = tuple(
         ShardRecord(path=shard.path, version=shard.version, cuts=layout.cuts[shard.path])
@@ -142,8 +154,12 @@ def make_plan(
         for shard in corpus.shards
         if shard.path in bad
     )
-    fragments = fragments_of(corpus, layout, reading)
     held = holdings.by_part()
+    takes = _takes(held.values(), retry_rejects=retry_rejects)
+    fragments = tuple(
+        replace(fragment, take=takes[fragment.id]) if fragment.id in takes else fragment
+        for fragment in fragments_of(corpus, layout, reading)
+    )
     existing: dict[int, Receipt] = {}
     wanted: set[str] = set()
     work = []
@@ -163,6 +179,16 @@ def make_plan(
         existing=tuple(_restricted(receipt, wanted, held) for receipt in existing.values()),
         work=tuple(work),
     )
+
+
+def _takes(receipts: Iterable[Receipt], *, retry_rejects: bool) -> dict[str, int]:
+    """The take of each fragment that is wanted, where it is not the first: the last that there is, or the next."""
+    takes: dict[str, int] = {}
+    for receipt in receipts:
+        again = retry_rejects and not OF_THE_MACHINE.isdisjoint(receipt.rejected)
+        if (take := receipt.take + again) > takes.get(receipt.fragment, 0):
+            takes[receipt.fragment] = take
+    return takes
 
 
 def _restricted(receipt: Receipt, wanted: set[str], held: Mapping[str, Receipt]) -> Receipt:

@@ -8,8 +8,7 @@
     OUT/_carried/<digest>.parquet   vectors of the dataset before, for one fragment of the next; gone likewise
     OUT/_manifest.json              the live parts; writing it is the commit
     OUT/_changes/.../<digest>       ids that a commit added, updated and deleted; see `jobs.changes`
-    OUT/_config.json                the configuration and package versions of the run that committed
-    OUT/_manifests/                 both of them as they were before, see jobs.manifests
+    OUT/_manifests/                 manifests that were live before, see jobs.manifests
 
 Names that begin with "_" are left out by pyarrow, Spark, Ray and pandas when they open the folder.
 """
@@ -18,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -30,7 +29,6 @@ from jobs.fragments import Cut
 from jobs.storage import Store
 
 MANIFEST = "_manifest.json"
-CONFIG = "_config.json"
 RECEIPTS = "_receipts"
 REJECTS = "_rejects"
 RANGES = "_ranges"
@@ -91,6 +89,7 @@ class Receipt(_Record):
         rejected: Rows without a vector, by reason.
         rejects: Where those rows are named; None where there are none.
         parts: By view.
+        take: Of the fragment.
     """
 
     fragment: str
@@ -99,6 +98,7 @@ class Receipt(_Record):
     rejected: Mapping[str, int]
     rejects: FileRecord | None
     parts: Mapping[str, PartRecord]
+    take: int = 0
 
     @property
     def id(self) -> str:
@@ -212,6 +212,24 @@ class ReadingRecord(_Record):
         return digest(self.model_dump(mode="json", exclude={"carried_schema", *unsaid}))
 
 
+class RunRecord(_Record):
+    """What a run was told and made of, for people: two runs may make the same dataset.
+
+    Attributes:
+        configuration: All of it, defaults included.
+        python: Its version.
+        packages: Versions.
+    """
+
+    configuration: Mapping[str, Any]
+    python: str
+    packages: Mapping[str, str]
+
+
+# Of the manifest's fields, those that say nothing of what the dataset is.
+CIRCUMSTANCES = frozenset({"committed_at", "run", "checksum"})
+
+
 class Manifest(_Record):
     """The live dataset.
 
@@ -228,6 +246,8 @@ class Manifest(_Record):
         receipts: What was written.
         repeated_ids: Rows whose id an earlier one has, which are rejects, as ranges, by the fragment that they would be
             in otherwise; None where nobody looked.
+        run: That committed it.
+        checksum: Of the file's bytes but for this field; None where it was not read from a file.
     """
 
     layout: int = 1
@@ -241,10 +261,12 @@ class Manifest(_Record):
     bad_shards: tuple[BadShardRecord, ...]
     receipts: tuple[Receipt, ...]
     repeated_ids: Mapping[str, str] | None = None
+    run: RunRecord | None = None
+    checksum: str | None = None
 
     def equals(self, other: Manifest) -> bool:
-        """Whether both are the same dataset, whenever they were committed; cheaper than two digests."""
-        return self.model_copy(update={"committed_at": other.committed_at}) == other
+        """Whether both are the same dataset, whenever and by whom they were committed; cheaper than two digests."""
+        return self.model_copy(update={name: getattr(other, name) for name in CIRCUMSTANCES}) == other
 
     @property
     def num_rows(self) -> int:
@@ -269,8 +291,8 @@ class Manifest(_Record):
 
     @property
     def digest(self) -> str:
-        """Digest of all but the time: equal datasets, equal digests."""
-        return digest(self.model_dump(mode="json", exclude={"committed_at"}))
+        """Equal datasets, equal digests."""
+        return digest(self.model_dump(mode="json", exclude=set(CIRCUMSTANCES)))
 
 
 def read_manifest(store: Store) -> Manifest | None:

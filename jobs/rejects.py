@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from jobs.errors import TooManyRejectsError
 from jobs.records import REJECTS, Receipt
-from jobs.rows import DUPLICATE_ID
+from jobs.rows import DUPLICATE_ID, OF_THE_MACHINE
 
 
 class RejectLimit:
@@ -62,8 +62,13 @@ class RejectLimit:
     def _error(self, limit: str) -> TooManyRejectsError:
         reasons = sum((Counter(rejected) for rejected in self._rejected.values()), Counter[str]())
         counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        larger = (
+            ""
+            if OF_THE_MACHINE.isdisjoint(reasons)
+            else "take a larger machine and output.retry_rejects=true, "
+        )
         return TooManyRejectsError(
             f"at least {self._total:,} of {self._num_rows:,} rows would go without a vector ({counts}), and {limit} "
             f"allows fewer; nothing is published. {self._output.rstrip('/')}/{REJECTS} names them, with the reason, "
-            "shard and row of each: mend the corpus, or allow more, and run the same command again"
+            f"shard and row of each: mend the corpus, {larger}or allow more, and run the same command again"
         )

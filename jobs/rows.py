@@ -27,7 +27,10 @@ UNDECODABLE = "undecodable"
 NO_TOKENS = "no_tokens"
 TOO_LONG = "too_long"
 UNREADABLE = "unreadable_shard"
+OUT_OF_MEMORY = "out_of_memory"
 KILLED_WORKER = "killed_worker"
+# Another machine may have no such rejects.
+OF_THE_MACHINE = frozenset({OUT_OF_MEMORY, KILLED_WORKER})
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,16 @@ class OutputConfig(Section):
         description="Hours for which a file stays that no manifest has ever named: what an attempt that was given "
         "up had finished, or somebody writes still.",
     )
+    lease_wait_seconds: NonNegativeInt = Field(
+        default=0,
+        description="How long to wait for another run that has the output, before this one is refused. What a run left "
+        "that was killed elsewhere, in another pod say, is known to be dead after 120 seconds of waiting.",
+    )
+    retry_rejects: bool = Field(
+        default=False,
+        description="Embed fragments anew in which a text was too much for the machine (out_of_memory, killed_worker), "
+        "say on a larger one; for one run, since each that is told so does it again.",
+    )
     carry_over: bool = Field(
         default=True,
         description="Take the vectors of texts that the dataset holds already, in parts whose shards changed, were "

@@ -1,8 +1,8 @@
 """The only place where a filesystem is built: a folder on disk, or below a prefix of an S3 bucket.
 
 To create once is a hard link from a finished temporary file on disk, and a PUT with `If-None-Match: *` on S3;
-to replace is a rename, or a PUT; to swap is a rename under a file lock, or a PUT with `If-Match`. Credentials,
-region and endpoint are botocore's affair (environment, profile, instance role).
+to swap is a rename under a file lock, or a PUT with `If-Match`. Credentials, region and endpoint are botocore's
+affair (environment, profile, instance role).
 
 A process that is killed while it writes to disk leaves a temporary file behind, `.<hex>.tmp`; listings leave
 out names that start with a dot, and the sweep of an output removes old ones. An upload to S3 that is cut off
@@ -31,7 +31,10 @@ __all__ = ["Entry", "Location", "Store", "open_store"]
 
 _ATTEMPTS = 10
 _READ_AHEAD_BYTES = 2**20  # s3fs' default of 50 MB would fetch the columns that nobody wants
+_END_BYTES = 64 * 2**10  # what readers of Parquet want first
 _DELETE_BATCH = 1000  # the most that one DeleteObjects takes
+# Of single files in an answer that is well otherwise, which no client tries again by itself.
+_PASSING = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted"}
 
 
 class _DiskStore(Store):
@@ -71,7 +74,7 @@ class _DiskStore(Store):
                 elif stat.S_ISDIR(status.st_mode) and identity not in above:
                     yield from self._walk(path, above | {identity})
 
-    def _open(self, path: str) -> tuple[Any, str]:
+    def _open(self, path: str, version: str | None = None, size_bytes: int = 0) -> tuple[Any, str]:  # noqa: ARG002
         file = (self._root / path).open("rb")
         return file, _disk_entry(path, os.fstat(file.fileno())).version
 
@@ -89,12 +92,6 @@ class _DiskStore(Store):
                 return False
         _sync_folder(final.parent)
         return True
-
-    def _replace(self, path: str, data: bytes) -> None:
-        final = self._root / path
-        with _temporary(final.parent, data) as temporary:
-            temporary.replace(final)
-        _sync_folder(final.parent)
 
     def _read_version(self, path: str) -> tuple[bytes, str]:
         file, version = self._open(
@@ -125,6 +122,9 @@ class _DiskStore(Store):
 
     def _exists(self, path: str) -> bool:
         return (self._root / path).is_file()
+
+    def _has_root(self) -> bool:
+        return self._root.is_dir()
 
 
 def _disk_entry(path: str, status: os.stat_result) -> Entry:
@@ -239,8 +239,20 @@ class _S3Store(Store):
             return None
         return head
 
-    def _open(self, path: str) -> tuple[Any, str]:
-        file = self._fs.open(self._full(path), "rb", block_size=_READ_AHEAD_BYTES, cache_type="readahead")
+    def _open(self, path: str, version: str | None = None, size_bytes: int = 0) -> tuple[Any, str]:
+        full, options = self._full(path), {"block_size": _READ_AHEAD_BYTES, "cache_type": "readahead"}
+        if version is not None:
+            file = self._fs.open(full, "rb", size=size_bytes, **options)
+            file.details = {"name": full, "ETag": f'"{version}"', "size": size_bytes, "type": "file"}
+            file.read_kw = {**file.read_kw, "IfMatch": f'"{version}"'}
+            file.seek(max(0, size_bytes - _END_BYTES))
+            try:
+                file.read(1)  # and what follows, ahead
+            except FileExpired:
+                return file, "another"
+            file.seek(0)
+            return file, version
+        file = self._fs.open(full, "rb", **options)
         if file.details["type"] != "file":  # s3fs opens a folder as an empty file
             raise FileNotFoundError(path)
         return file, file.details["ETag"].strip('"')
@@ -305,18 +317,25 @@ class _S3Store(Store):
             return None
         return version if content == data else None
 
-    def _replace(self, path: str, data: bytes) -> None:
-        self._fs.pipe_file(self._full(path), data)
-
     def _delete(self, paths: Iterable[str]) -> None:
-        keys = [{"Key": self._key(path)} for path in paths]
+        keys = [self._key(path) for path in paths]
         for start in range(0, len(keys), _DELETE_BATCH):
-            batch = {"Objects": keys[start : start + _DELETE_BATCH], "Quiet": True}
+            self._delete_batch(keys[start : start + _DELETE_BATCH])
+
+    def _delete_batch(self, keys: list[str]) -> None:
+        for attempt in range(_ATTEMPTS):
+            batch = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
             answer = self._fs.call_s3("delete_objects", Bucket=self._bucket, Delete=batch)
-            for failure in answer.get("Errors", []):  # s3fs' own rm() drops these in silence
-                raise PermissionError(
-                    f"{failure.get('Code')}: {failure.get('Key')}: {failure.get('Message')}"
-                )
+            failures = answer.get("Errors", [])  # s3fs' own rm() drops these in silence
+            for failure in failures:
+                code = failure.get("Code")
+                if code not in _PASSING or attempt + 1 == _ATTEMPTS:
+                    kind = PermissionError if code == "AccessDenied" else OSError
+                    raise kind(f"{code}: {failure.get('Key')}: {failure.get('Message')}")
+            if not failures:
+                return
+            keys = [failure["Key"] for failure in failures]
+            time.sleep(min(0.1 * 2**attempt, 5))
 
     def _exists(self, path: str) -> bool:
         return self._head(path) is not None

@@ -14,6 +14,7 @@ has seen.
 from __future__ import annotations
 
 import os
+import platform
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
-from jobs.errors import ConfigurationError, FileChangedError
+from jobs.errors import ConfigurationError, FileChangedError, StorageError
 from jobs.storage_failures import REST, ReportedFile, redacted, reported, reported_read
 
 _TEMPORARY = re.compile(r"(^|/)\.[0-9a-f]{32}\.tmp$")
@@ -160,25 +161,32 @@ class Store(ABC):
             ]
         return iter(sorted(entries, key=lambda entry: entry.path))
 
-    def open(self, path: str, version: str | None = None) -> BinaryIO:
+    def open(self, path: str, version: str | None = None, size_bytes: int | None = None) -> BinaryIO:
         """A seekable file for pyarrow; its reads fail with StorageError too.
 
         Args:
             path: The file.
             version: What a listing gave; the file must still be that one. (On S3 it cannot change unnoticed
                 while it is open either.)
+            size_bytes: What the same listing gave; saves S3 a request.
 
         Raises:
             FileNotFoundError: No such file, and no version was given.
             FileChangedError: Another version by now, or none.
+            StorageError: The folder that was listed is not there at all on this machine.
         """
         uri = self._uri(checked(path))
         try:
             with reported("open", uri, missing=True):
-                file, found = self._open(path)
+                file, found = self._open(path, version if size_bytes else None, size_bytes or 0)
         except FileNotFoundError as error:
             if version is None:
                 raise
+            if not self._has_root():
+                raise StorageError(
+                    f"could not open {uri}: there is no {self._uri('')} on {platform.node()}; a local path must be the "
+                    "same folder on every machine that works on the job: mount it there, or use s3://"
+                ) from error
             raise FileChangedError(f"{uri} is gone since it was listed; {REST}") from error
         if version is not None and found != version:
             file.close()
@@ -210,13 +218,10 @@ class Store(ABC):
         with reported("create", self._uri(checked(path))):
             return self._create(path, data)
 
-    def replace(self, path: str, data: bytes) -> None:
-        """Write a file in one step: who reads sees the old content or the new one."""
-        with reported("write", self._uri(checked(path))):
-            self._replace(path, data)
-
     def swap(self, path: str, data: bytes, expected: str | None) -> str | None:
         """Replace a file in one step if it is still the `expected` version, or None if there is still no such file.
+
+        Who reads sees the old content or the new one.
 
         Returns:
             Its new version; None if it is another file by now, which was not touched. A try whose answer was lost
@@ -236,13 +241,17 @@ class Store(ABC):
         with reported("look up", self._uri(checked(path))):
             return self._exists(path)
 
+    def _has_root(self) -> bool:
+        """Whether the location itself is there, as far as that can be said."""
+        return True
+
     def _uri(self, path: str) -> str:
         return self.location.join(path).uri
 
     @abstractmethod
     def _list(self, folder: str) -> Iterable[Entry]: ...
     @abstractmethod
-    def _open(self, path: str) -> tuple[Any, str]: ...
+    def _open(self, path: str, version: str | None = None, size_bytes: int = 0) -> tuple[Any, str]: ...
     @abstractmethod
     def _read(self, path: str) -> bytes: ...
     @abstractmethod
@@ -251,8 +260,6 @@ class Store(ABC):
     def _swap(self, path: str, data: bytes, expected: str | None) -> str | None: ...
     @abstractmethod
     def _create(self, path: str, data: bytes) -> bool: ...
-    @abstractmethod
-    def _replace(self, path: str, data: bytes) -> None: ...
     @abstractmethod
     def _delete(self, paths: Iterable[str]) -> None: ...
     @abstractmethod

@@ -13,31 +13,51 @@ writers. The grace, by the store's own time of the file, is for whoever may be a
 
 It costs one listing and reads the manifests that are kept, one at a time; memory goes with the number of files. A
 manifest goes before its files, so that none is left whose files are gone; a sweep that dies in between leaves orphans.
+
+Only the run that has the output may remove anything, and what is live must be its own. Both are looked at before every
+`_BATCH` files, behind the listing: so whatever is removed was there before anybody else had the output. What is left
+is the batch in flight of a run that is suspended in it for as long as it takes to be taken for dead, and then wakes. It
+may remove orphans that the next run has found and counts on; that run's own new parts were not there to be listed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from jobs.errors import OutputBusyError
 from jobs.files import kind_of
-from jobs.manifests import config_path_of, digest_of, earlier, id_of, ids_among, path_of, read_all_kept
-from jobs.records import CHANGES, RANGES, RECEIPTS, Manifest
+from jobs.manifests import digest_of, earlier, id_of, ids_among, path_of, read_all_kept
+from jobs.records import CHANGES, MANIFEST, RANGES, RECEIPTS, Manifest
 from jobs.storage import Store
 
 _SECONDS_OF_HOUR = 3600
 # Nobody but the run that has the output is at work on these.
 _DONE_AT_ONCE = ("carried", "changes")
+_BATCH = 1000  # the most that one request to S3 removes
 
 
-def sweep(store: Store, live: Manifest, *, keep_manifests: int, orphan_grace_hours: float) -> None:
+def sweep(
+    store: Store,
+    live: Manifest,
+    version: str,
+    *,
+    confirm: Callable[[], None],
+    keep_manifests: int,
+    orphan_grace_hours: float,
+) -> None:
     """Remove what neither the live manifest nor the last few before it name.
 
     Args:
         store: The output.
         live: Its manifest.
+        version: Of that manifest's file.
+        confirm: Raises if the output is not this run's any more.
         keep_manifests: How many to keep, the live one included; at least 1.
         orphan_grace_hours: How old a file must be that no manifest has named.
+
+    Raises:
+        OutputBusyError: Another run has published meanwhile.
     """
     ours = [entry for entry in store.list(temporary=True) if kind_of(entry.path)]
     manifests = [entry.path for entry in ours if kind_of(entry.path) == "manifest"]
@@ -47,11 +67,11 @@ def sweep(store: Store, live: Manifest, *, keep_manifests: int, orphan_grace_hou
     for one, manifest in read_all_kept(store, history):
         (forgotten if one in dropped else named).update(_paths(manifest))
     reported = tuple(f"{CHANGES}/{digest}/" for digest in (live.digest, *map(digest_of, kept)))
-    stay = {path for one in (id_of(live), *kept) for path in (path_of(one), config_path_of(one))}
-    store.delete(path for path in manifests if path not in stay)
+    stay = {path_of(one) for one in (id_of(live), *kept)}
+    _delete(store, [path for path in manifests if path not in stay], version, confirm)
     done = {*forgotten, *_committed(live)}
     youngest = time.time() - orphan_grace_hours * _SECONDS_OF_HOUR
-    store.delete(
+    gone = [
         entry.path
         for entry in ours
         if kind_of(entry.path) != "manifest"
@@ -63,7 +83,20 @@ def sweep(store: Store, live: Manifest, *, keep_manifests: int, orphan_grace_hou
             or orphan_grace_hours == 0
             or entry.modified < youngest
         )
-    )
+    ]
+    _delete(store, gone, version, confirm)
+
+
+def _delete(store: Store, paths: Sequence[str], version: str, confirm: Callable[[], None]) -> None:
+    """Remove files, some at a time, as long as that is this run's to do."""
+    for start in range(0, len(paths), _BATCH):
+        confirm()
+        found = next(store.list(MANIFEST), None)
+        if found is None or found.version != version:
+            raise OutputBusyError(
+                f"another run published into {store.location.uri} meanwhile; what no longer belongs is its to remove"
+            )
+        store.delete(paths[start : start + _BATCH])
 
 
 def _paths(manifest: Manifest) -> set[str]:

@@ -3,6 +3,7 @@
     python -m jobs.verify OUT                    the live dataset
     python -m jobs.verify OUT --manifest ID      an earlier one that is kept (see jobs.history)
 
+    the manifest's own checksum      it is the file that was committed                                 (jobs.records)
     the manifest against itself      every row of every shard is in each view, or a reject, once       (jobs.accounts)
     the listing                      every file is there, in its size
     each file                        its checksum; columns, labels, values, counts                     (jobs.checks)
@@ -12,6 +13,9 @@ Ids that the corpus holds twice are findings too. Files are read once and whole,
 memory goes with the threads and the largest part, as it did when the parts were written; ids wait on disk. pyarrow and
 the checksums leave the other threads running, so a disk is read at its own pace on a few cores.
 
+A run may commit and clear up meanwhile: where there are findings and the manifest is another one by then, they say
+nothing, and everything is looked at again.
+
 What nobody can find here: another vector in place of the right one, of length 1 and under the right checksum.
 """
 
@@ -20,8 +24,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import click
@@ -31,10 +35,11 @@ from rich.console import Console
 from jobs.accounts import check_manifest
 from jobs.checks import check_bytes, check_part, check_rejects
 from jobs.command import Answer, arguments, carry_out
+from jobs.errors import FileChangedError, OutputBusyError
 from jobs.findings import Finding, compare, finding, print_findings
-from jobs.manifests import find_kept, id_of, read_kept, read_live
+from jobs.manifests import checksums_of, find_kept, id_of, path_of, read_kept, read_live
 from jobs.parquet import open_plain
-from jobs.records import MANIFEST, FileRecord, Manifest, PartRecord, Receipt
+from jobs.records import MANIFEST, FileRecord, Manifest, PartRecord, Receipt, parse_manifest
 from jobs.rows import Reading
 from jobs.sections import CHUNK_INDEX
 from jobs.storage import Location, Store, open_store
@@ -42,6 +47,7 @@ from jobs.unique import Register, bits_of
 
 PROGRAM = "python -m jobs.verify"
 
+_MOST_LOOKS = 3
 _SHOWN = 20
 _REPORTED = 100
 _REPEATED_IDS = 20  # that are looked up again, to be named
@@ -80,12 +86,73 @@ def _options(argv: Sequence[str] | None) -> Mapping[str, Any]:
 
 def _answer(options: Mapping[str, Any], console: Console) -> Answer:
     store = open_store(Location(options["output"], options["endpoint_url"]))
-    manifest = read_live(store)
-    wanted = options["manifest"]
-    if wanted is not None and not (id_of(manifest).startswith(wanted) or manifest.digest.startswith(wanted)):
-        manifest = read_kept(store, find_kept(store, wanted, manifest))
-    summary = verify(store, manifest, options["threads"], console)
-    return Answer(summary, 0 if summary["ok"] else 1)
+    for _ in range(_MOST_LOOKS):
+        started = time.monotonic()
+        subject = _find(store, options["manifest"])
+        findings = verify(store, subject, options["threads"])
+        if not findings or subject.is_there(store):
+            summary = _show(store, subject, findings, console, time.monotonic() - started)
+            return Answer(summary, 1 if findings else 0)
+        console.print("A run has committed meanwhile, so what was read is not one dataset; looking again")
+    raise OutputBusyError(
+        f"{store.location.uri} was committed to each of the {_MOST_LOOKS} times that it was read; try again when no "
+        "run is at work on it"
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A manifest as it is looked at.
+
+    Attributes:
+        manifest: What it says.
+        path: Its file.
+        version: Of that file.
+        findings: About that file.
+    """
+
+    manifest: Manifest
+    path: str
+    version: str
+    findings: list[Finding]
+
+    def is_there(self, store: Store) -> bool:
+        """Whether it still is: a commit replaces the live one, and an earlier one goes before its files."""
+        try:
+            return store.read_version(self.path)[1] == self.version
+        except FileNotFoundError:
+            return False
+
+
+def _find(store: Store, wanted: str | None) -> Subject:
+    """The live manifest, or the one that is meant by the beginning of its id or digest.
+
+    Raises:
+        OutputError: There is none.
+        OutputBusyError: It went while it was looked for.
+    """
+    live = read_live(store)
+    is_live = wanted is None or id_of(live).startswith(wanted) or live.digest.startswith(wanted)
+    kept = None if wanted is None or is_live else find_kept(store, wanted, live)
+    path = MANIFEST if kept is None else path_of(kept)
+    try:
+        content, version = store.read_version(path)
+        manifest = (
+            parse_manifest(content, f"{store.location.uri}/{path}")
+            if kept is None
+            else read_kept(store, kept)  # which knows from its name what it should hold
+        )
+    except FileNotFoundError:
+        raise OutputBusyError(
+            f"a run has committed to {store.location.uri} just now, and {path} is no more; try again"
+        ) from None
+    found, expected = checksums_of(content)
+    findings = (
+        [finding(path, "checksum of the manifest", "none", "one at its end")]
+        if found is None
+        else compare(path, "checksum of the manifest", found, expected)
+    )
+    return Subject(manifest, path, version, findings)
 
 
 @dataclass(frozen=True)
@@ -98,21 +165,27 @@ class _File:
     view: str | None = None
 
 
-def verify(store: Store, manifest: Manifest, num_threads: int, console: Console) -> dict[str, Any]:
-    """Check a dataset; returns the summary."""
-    started = time.monotonic()
-    findings = check_manifest(manifest)
+def verify(store: Store, subject: Subject, num_threads: int) -> list[Finding]:
+    """Check a dataset; returns what is wrong."""
+    manifest = subject.manifest
+    findings = [*subject.findings, *check_manifest(manifest)]
     files = list(_files(manifest))
     sizes = {entry.path: entry.size_bytes for entry in store.list()}
     with Register() as register:
         dataset = _Dataset(store, manifest, sizes, register)
-        pool = ThreadPoolExecutor(num_threads)
-        try:
-            for found in pool.map(dataset.check, files):
+        with ThreadPool(num_threads) as pool:
+            for found in pool.imap(dataset.check, files):
                 findings.extend(found)
-        finally:
-            pool.shutdown(cancel_futures=True)
         findings.extend(dataset.repeated_ids(files))
+    return findings
+
+
+def _show(
+    store: Store, subject: Subject, findings: Sequence[Finding], console: Console, seconds: float
+) -> dict[str, Any]:
+    """Print what is wrong; returns the summary."""
+    manifest = subject.manifest
+    files = [file.record for file in _files(manifest)]
     if findings:
         print_findings(console, findings, _SHOWN)
     num_vectors = sum(manifest.num_vectors().values())
@@ -125,11 +198,11 @@ def verify(store: Store, manifest: Manifest, num_threads: int, console: Console)
         "output": store.location.uri,
         "manifest": id_of(manifest),
         "files": len(files),
-        "bytes": sum(file.record.num_bytes for file in files),
+        "bytes": sum(record.num_bytes for record in files),
         "rows": manifest.num_rows,
         "vectors": num_vectors,
         "rejected": sum(manifest.rejected().values()),
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": round(seconds, 3),
         "num_findings": len(findings),
         "findings": [asdict(one) for one in findings[:_REPORTED]],
     }
@@ -202,11 +275,16 @@ class _Dataset:
         seen: dict[str, list[str]] = {}
         for number, bits_there in wanted.items():
             file = files[number]
-            with self._store.open(file.record.path) as source, open_plain(source) as parquet:
-                for batch in parquet.iter_batches(columns=self._key):
-                    for bits, row in zip(self._bits(file, batch).tolist(), batch.to_pylist(), strict=True):
-                        if bits in bits_there:
-                            seen.setdefault(f"{file.view}: {row}", []).append(file.record.path)
+            try:
+                with self._store.open(file.record.path) as source, open_plain(source) as parquet:
+                    for batch in parquet.iter_batches(columns=self._key):
+                        for bits, row in zip(
+                            self._bits(file, batch).tolist(), batch.to_pylist(), strict=True
+                        ):
+                            if bits in bits_there:
+                                seen.setdefault(f"{file.view}: {row}", []).append(file.record.path)
+            except (FileNotFoundError, FileChangedError):
+                yield finding(file.record.path, "file", "removed meanwhile", f"{file.record.num_bytes} bytes")
         for name, paths in seen.items():
             if len(paths) > 1:
                 yield finding(paths[0], f"id of {name}", f"{len(paths)} times: {', '.join(paths)}", "once")

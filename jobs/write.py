@@ -59,6 +59,7 @@ class Writer:
             rejected={entry["values"]: entry["counts"] for entry in reasons},
             rejects=self._write_rejects(work, rejects) if rejects.num_rows else None,
             parts=parts,
+            take=work.fragment.take,
         )
         content = receipt.model_dump_json().encode()
         self._store.create(receipt_path(work), content)

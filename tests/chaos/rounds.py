@@ -37,6 +37,7 @@ from tests.chaos.sites import Site, on_cluster
 from tests.encoders.repositories import write_repository
 from tests.integration.clusters import Cluster, cluster_of
 from tests.integration.commands import REPOSITORY, finish
+from tests.stores import put
 
 SHARD_ROWS = 150
 MOST_FAULTY_ATTEMPTS = 4
@@ -47,8 +48,8 @@ POINTS = {
     "a receipt": Point("jobs.progress:Tally.add", number=-1),
     "all parts, no commit": Point("jobs.embed:build_manifest"),
     "before the manifest": Point("jobs.store:Store.swap", "_manifest.json"),
-    "committed, not the configuration": Point("jobs.store:Store.swap", "_manifest.json", when="after"),
-    "committed, not swept": Point("jobs.store:Store.replace", "_config.json", when="after"),
+    "committed, and not yet told so": Point("jobs.store:Store.swap", "_manifest.json", when="after"),
+    "committed, not swept": Point("jobs.embed:sweep"),
     "sweeping parts": Point("jobs.store:Store.delete", "task="),
     "sweeping receipts": Point("jobs.store:Store.delete", "_receipts"),
 }
@@ -83,7 +84,7 @@ class Place:
                 self.corpus.delete([path])
             else:
                 self.shards[path] = draw.randrange(10**6)
-                self.corpus.replace(path, shard(path, SHARD_ROWS, seed=self.shards[path]))
+                put(self.corpus, path, shard(path, SHARD_ROWS, seed=self.shards[path]))
 
     def output(self, site: Site) -> Location:
         """Past the proxy."""

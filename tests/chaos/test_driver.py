@@ -28,11 +28,11 @@ POINTS = {
     "before the checks": Point("jobs.embed:publish"),
     "before the manifest": Point("jobs.store:Store.swap", "_manifest.json"),
     "the manifest is written and has no name": Point("pathlib:Path.replace", "_manifest.json"),
-    "committed, not the configuration": Point("jobs.store:Store.swap", "_manifest.json", when="after"),
+    "committed, and not yet told so": Point("jobs.store:Store.swap", "_manifest.json", when="after"),
     "half of the old parts removed": Point("jobs.store:Store.delete", "task=", when="middle"),
     "the rest not yet removed": Point("jobs.store:Store.delete", "task="),
 }
-COMMITTED = {"committed, not the configuration", "half of the old parts removed", "the rest not yet removed"}
+COMMITTED = {"committed, and not yet told so", "half of the old parts removed", "the rest not yet removed"}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from tests.chaos.faulty_s3 import FAULTS, faulty_s3
 from tests.chaos.plain import rebuild
 from tests.chaos.sites import Site, location, on_cluster
 from tests.integration.clusters import Cluster
+from tests.stores import put
 
 SHARDS = {"half=0/s0.parquet": "s0", "half=1/s1.parquet": "s1"}
 NUM_ROWS = 250
@@ -39,7 +40,7 @@ def test_a_run_passes_though_requests_fail(
 ) -> None:
     store = open_store(Location(f"{s3}/corpus", s3_server))
     for path, name in SHARDS.items():
-        store.replace(path, shard(name, NUM_ROWS))
+        put(store, path, shard(name, NUM_ROWS))
     plain = through(on_cluster(cluster, model, Path(), Path()), s3_server)
     site = replace(plain, corpus=f"{s3}/corpus", out=f"{s3}/out")
     with (
@@ -49,9 +50,9 @@ def test_a_run_passes_though_requests_fail(
         first = through(site, proxy.url).run()
         assert first.exit_code == 0, first.stderr
         # and what is there changes: listings, reads, the commit and the sweep, all through the same proxy
-        store.replace("half=0/s0.parquet", shard("s0", NUM_ROWS, seed=1))
+        put(store, "half=0/s0.parquet", shard("s0", NUM_ROWS, seed=1))
         store.delete(["half=1/s1.parquet"])
-        store.replace("half=1/new.parquet", shard("new", NUM_ROWS))
+        put(store, "half=1/new.parquet", shard("new", NUM_ROWS))
         second = through(site, proxy.url).run()
         assert second.exit_code == 0, second.stderr
     kinds = {kind for kind, _ in proxy.injected}

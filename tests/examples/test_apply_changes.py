@@ -44,8 +44,8 @@ def commit(store: Store, shards: list[Texts], repeated_ids: dict[str, str] | Non
     view = manifest.views[VIEW].model_copy(update={"dim": 2})
     manifest = manifest.model_copy(update={"views": {VIEW: view}, "repeated_ids": repeated_ids})
     report_changes(store, take_stock(store), manifest, never)
-    publish(store, manifest, {}, replacing=find_manifest(store)[1])
-    sweep(store, manifest, keep_manifests=2, orphan_grace_hours=0)
+    version = publish(store, manifest, replacing=find_manifest(store)[1])
+    sweep(store, manifest, version, confirm=lambda: None, keep_manifests=2, orphan_grace_hours=0)
 
 
 def copied(database: Path) -> list[tuple[Any, ...]]:

@@ -17,11 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.errors import JobError
 from jobs.records import CARRIED
+from tests.chaos.plain import embed as embed_without_ray
+from tests.chaos.plain import without_ray
 from tests.integration.commands import Outcome, finish
 from tests.integration.conftest import (
     VIEWS,
     Embed,
+    embed_here,
     manifest_of,
     parts,
     read_view,
@@ -228,6 +232,23 @@ def test_a_damaged_part_stops_the_run_and_a_lost_one_is_embedded(
     summary = embed(*story.arguments).summary
     assert summary["embedded"] > 2 * len(story.fresh)
     check_like_rebuild(story, embed)
+
+
+def test_what_a_run_had_finished_that_never_committed_is_carried_over_too(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(0)
+    corpus, out = write(tmp_path / "corpus", rows, 3), tmp_path / "out"
+    command = arguments(model, corpus, out)
+    with monkeypatch.context() as patch, without_ray():
+        patch.setattr("jobs.embed.publish", lambda *_, **__: (_ for _ in ()).throw(JobError("killed")))
+        assert embed_here(*command).exit_code == 1
+    assert not (out / "_manifest.json").exists()
+    again, fresh = rewritten(rows)
+    write(corpus, again, 2)
+    summary = embed_without_ray(*command)
+    assert summary["embedded"] == len(fresh) * len(VIEWS)
+    assert summary["carried"] == (summary["rows"] - summary["rejected"] - len(fresh)) * len(VIEWS)
 
 
 @pytest.mark.parametrize("moment", [CARRIED, pytest.param("_receipts", marks=pytest.mark.chaos)])

@@ -69,8 +69,8 @@ def after_the_plan(monkeypatch: pytest.MonkeyPatch, happens: Callable[[int], Non
     plans: list[int] = []
     real = jobs.embed.make_plan
 
-    def make_plan(*arguments: Any) -> Any:
-        plan = real(*arguments)
+    def make_plan(*arguments: Any, **more: Any) -> Any:
+        plan = real(*arguments, **more)
         plans.append(len(plans))
         happens(len(plans))
         return plan

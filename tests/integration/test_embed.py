@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -161,13 +160,12 @@ def test_an_output_holds_nothing_but_what_its_manifest_names(dataset: Dataset) -
     changes = str(report_of(dataset.out).parent.relative_to(dataset.out))
     assert {path for path in files if path[0] == "_" and not path.startswith(f"{changes}/")} == {
         "_manifest.json",
-        "_config.json",
         *(bits_path(receipt["fragment"]) for receipt in receipts),
     }
 
 
-def test_the_configuration_and_the_versions_stand_beside_the_manifest(dataset: Dataset) -> None:
-    record = json.loads((dataset.out / "_config.json").read_text())
+def test_the_configuration_and_the_versions_stand_in_the_manifest(dataset: Dataset) -> None:
+    record = manifest_of(dataset.out)["run"]
     assert record["configuration"]["input"]["uri"] == str(dataset.corpus)
     assert {"ray", "torch", "transformers", "pyarrow"} <= record["packages"].keys()
 

@@ -6,12 +6,16 @@ import signal
 import time
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import pytest
 
+import jobs.embed
 from jobs.lease import LOCK
+from jobs.manifests import id_of
 from jobs.records import MANIFEST, RECEIPTS, read_manifest
 from jobs.storage import Location, Store, open_store
+from tests.chaos.plain import without_ray
 from tests.integration.commands import finish
 from tests.integration.conftest import (
     Dataset,
@@ -19,7 +23,9 @@ from tests.integration.conftest import (
     embed_here,
     snapshot,
     start_embed,
+    write_corpus,
 )
+from tests.stores import put
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +82,42 @@ def test_a_run_that_was_killed_does_not_keep_the_next_one_from_its_output(
     assert not out.exists(LOCK)
 
 
+def test_a_clean_up_that_fails_says_that_the_dataset_is_published(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus", ("a.parquet",), 20)
+    arguments = arguments_for(model, corpus, tmp_path / "out")
+    out = open_store(Location(str(tmp_path / "out")))
+    unlink, sweep = Path.unlink, jobs.embed.sweep
+
+    def refusing(path: Path, *, missing_ok: bool = False) -> None:
+        if RECEIPTS in path.parts and path.suffix == ".json":
+            raise PermissionError(13, "not yours")
+        unlink(path, missing_ok=missing_ok)
+
+    def without_lease(*arguments: Any, **more: Any) -> None:
+        out.delete([LOCK])  # as a run would that gives back a lease which it thinks is its own
+        sweep(*arguments, **more)
+
+    for told, (owner, name, trouble) in {
+        "could not delete": (Path, "unlink", refusing),
+        "another run has the output by now": (jobs.embed, "sweep", without_lease),
+    }.items():
+        with monkeypatch.context() as patch, without_ray():
+            patch.setattr(owner, name, trouble)
+            outcome = embed_here(*arguments)
+        assert outcome.exit_code == 1
+        live = read_manifest(out)
+        assert live is not None
+        assert f"the dataset is published ({id_of(live)}); only the clean-up behind it" in outcome.stderr
+        assert told in outcome.stderr
+        assert "nothing is published" not in outcome.stderr
+        assert list(out.list(RECEIPTS))
+    with without_ray():
+        assert embed_here(*arguments).summary["embedded"] == 0
+    assert not list(out.list(RECEIPTS))
+
+
 def test_a_run_that_did_not_see_another_one_publish_loses_without_harm(
     dataset: Dataset, model: Path, tmp_path: Path
 ) -> None:
@@ -84,13 +126,12 @@ def test_a_run_that_did_not_see_another_one_publish_loses_without_harm(
     process = start_embed(*arguments)
     wait_for(out, process, RECEIPTS)
     theirs = (dataset.out / MANIFEST).read_bytes()
-    out.replace(MANIFEST, theirs)  # as a run that knows of no lock would
+    put(out, MANIFEST, theirs)  # as a run that knows of no lock would
     outcome = finish(process)
     assert outcome.exit_code == 1
     assert "another run published into" in outcome.stderr
     assert out.read(MANIFEST) == theirs
     files = snapshot(tmp_path / "out")
-    assert "_config.json" not in files
     assert {path for path in files if path.startswith("task=")} == {
         path for path in snapshot(dataset.out) if path.startswith("task=")
     }

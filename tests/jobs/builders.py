@@ -27,6 +27,7 @@ from jobs.records import (
     Manifest,
     PartRecord,
     Receipt,
+    RunRecord,
     ViewRecord,
     find_manifest,
 )
@@ -69,12 +70,15 @@ def plan_of(
     holdings: Holdings | None = None,
     columns: Columns = COLUMNS,
     fragment_rows: int = 10,
+    *,
+    retry_rejects: bool = False,
 ) -> Plan:
     """What a run has to do, with a joiner of one space."""
     manifest = holdings.manifest if holdings else None
     layout = layout_of(folder, columns, fragment_rows, manifest)
     reading = Reading(columns, " ", layout.carried)
-    return make_plan(corpus_of(folder), layout, reading, views, holdings or Holdings(None, (), {}))
+    stock = holdings or Holdings(None, (), {})
+    return make_plan(corpus_of(folder), layout, reading, views, stock, retry_rejects=retry_rejects)
 
 
 def only_fragment(
@@ -154,7 +158,7 @@ def view_record(spec: ViewSpec, **changes: Any) -> ViewRecord:
     return record.model_copy(update=changes)
 
 
-def finish(out: Path, work: Work, rejected: int = 0) -> Receipt:
+def finish(out: Path, work: Work, rejected: int = 0, reason: str = "null_text") -> Receipt:
     """Stand in for the stages: files of the right names with something in them, and the receipt."""
     store = store_of(out)
     parts = {}
@@ -172,12 +176,22 @@ def finish(out: Path, work: Work, rejected: int = 0) -> Receipt:
         fragment=work.fragment.id,
         shard=work.fragment.shard.path,
         num_rows=work.fragment.num_rows,
-        rejected={"null_text": rejected} if rejected else {},
+        rejected={reason: rejected} if rejected else {},
         rejects=None,
         parts=parts,
+        take=work.fragment.take,
     )
     store.create(f"{RECEIPTS}/{work.id}.json", receipt.model_dump_json().encode())
     return receipt
+
+
+def clean(out: Path, live: Manifest, version: str | None = None, **retention: Any) -> None:
+    """Sweep; keep nothing that is not live, unless told."""
+    store = store_of(out)
+    version = version or find_manifest(store)[1]
+    assert version is not None
+    known = {"keep_manifests": 1, "orphan_grace_hours": 0, "confirm": lambda: None}
+    sweep(store, live, version, **{**known, **retention})
 
 
 def commit(
@@ -196,8 +210,10 @@ def commit(
         ranges={},
         held=held,
     )
-    publish(store, manifest, {"of": manifest.digest}, replacing=version)
-    sweep(store, manifest, **{"keep_manifests": 1, "orphan_grace_hours": 0, **retention})
+    run = RunRecord(configuration={"of": manifest.digest}, python="", packages={})
+    manifest = manifest.model_copy(update={"run": run})
+    published = publish(store, manifest, replacing=version)
+    clean(out, manifest, published, **retention)
     return manifest
 
 

@@ -13,15 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.cargo import as_lists, as_vectors, grouped
-from jobs.carried import CarriedVectors, Embedded
-from jobs.carry import KEYS, match, plan_carrying
+from jobs.carried import CarriedVectors, Embedded, carried_hashes
+from jobs.carry import KEYS, CarryPlan, Steps, match, plan_carrying
 from jobs.errors import OutputError
+from jobs.fragments import part_path
 from jobs.holdings import Holdings
 from jobs.records import LongTextRecord, Manifest, PartRecord, Receipt, ViewRecord
 from jobs.rows import Reading
 from jobs.run_spec import Work
 from jobs.storage import Location, open_store
-from tests.jobs.builders import DOCUMENT, QUERY, only_fragment, plan_of, write_shard
+from tests.jobs.builders import DOCUMENT, QUERY, only_fragment, plan_of, run_spec, write_shard
 
 HASHES = [bytes([number]) * 16 for number in range(5)]
 NEW = st.sets(st.tuples(st.sampled_from(HASHES), st.integers(0, 3)))
@@ -74,15 +75,26 @@ def record_of(view: str, space_id: str) -> ViewRecord:
     )
 
 
-def committed(reading: Reading, spaces: dict[str, str], num_bytes: int = 9) -> Holdings:
-    """A dataset of one part a view, of a fragment that is no more."""
+def receipt_of(fragment: str, spaces: dict[str, str], num_chunked: int | None = None) -> Receipt:
+    """A part a view, of a fragment that is no more."""
     parts = {
         view: PartRecord(
-            path=f"task={view}", num_bytes=9, sha256="", num_rows=3, num_tokens=3, num_truncated=0
+            path=part_path(fragment, "s", "retrieval", view.partition("/")[2], space, 0),
+            num_bytes=9,
+            sha256="",
+            num_rows=3,
+            num_tokens=3,
+            num_truncated=0,
+            num_chunked=num_chunked,
         )
-        for view in spaces
+        for view, space in spaces.items()
     }
-    receipt = Receipt(fragment="gone", shard="s", num_rows=3, rejected={}, rejects=None, parts=parts)
+    return Receipt(fragment=fragment, shard="s", num_rows=3, rejected={}, rejects=None, parts=parts)
+
+
+def committed(reading: Reading, spaces: dict[str, str], num_bytes: int = 9) -> Holdings:
+    """A dataset of one fragment."""
+    receipt = receipt_of("gone", spaces)
     manifest = Manifest(
         committed_at="",
         corpus="c",
@@ -93,7 +105,19 @@ def committed(reading: Reading, spaces: dict[str, str], num_bytes: int = 9) -> H
         bad_shards=(),
         receipts=(receipt,),
     )
-    return Holdings(manifest, (receipt,), dict.fromkeys((part.path for part in parts.values()), num_bytes))
+    paths = (part.path for part in receipt.parts.values())
+    return Holdings(manifest, (receipt,), dict.fromkeys(paths, num_bytes))
+
+
+def with_loose(holdings: Holdings, *loose: Receipt) -> Holdings:
+    """The same beside what an attempt finished that was never committed."""
+    files = {part.path: part.num_bytes for receipt in loose for part in receipt.parts.values()}
+    return replace(
+        holdings,
+        loose=loose,
+        receipts=(*holdings.receipts, *loose),
+        files={**holdings.files, **files},
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,6 +158,84 @@ def test_nothing_is_carried_where_long_texts_are_treated_otherwise(tmp_path: Pat
         assert plan_carrying(plan, holdings, (QUERY, DOCUMENT), other)[1] == plan.work
     chunked = committed(other, {str(QUERY.view): QUERY.space.id})
     assert plan_carrying(plan, chunked, (QUERY, DOCUMENT), other)[1] == plan.work
+
+
+SPACES = {str(spec.view): spec.space.id for spec in (QUERY, DOCUMENT)}
+
+
+def test_what_an_attempt_finished_that_was_never_committed_is_a_source_behind_the_dataset(
+    tmp_path: Path,
+) -> None:
+    write_shard(tmp_path, "s.parquet", {"id": [1], "text": ["a"]})
+    plan = plan_of(tmp_path)
+    _, _, reading = only_fragment(tmp_path)
+    loose = receipt_of("never", SPACES)
+
+    def parts(holdings: Holdings, reading: Reading = reading) -> list[str]:
+        return [
+            part.record.path for part in plan_carrying(plan, holdings, (QUERY, DOCUMENT), reading)[0].parts
+        ]
+
+    def paths(receipt: Receipt) -> list[str]:
+        return sorted(part.path for part in receipt.parts.values())
+
+    nothing, dataset = Holdings(None, (), {}), committed(reading, SPACES)
+    assert parts(nothing) == []
+    assert parts(with_loose(nothing, loose)) == paths(loose)
+    assert parts(with_loose(dataset, loose)) == [*paths(dataset.receipts[0]), *paths(loose)]
+    assert parts(with_loose(dataset, *dataset.receipts)) == paths(dataset.receipts[0])  # not swept yet
+    others = receipt_of("never", dict.fromkeys(SPACES, "another")), receipt_of("never", SPACES, num_chunked=1)
+    for other in others:
+        assert parts(with_loose(nothing, other)) == []
+    rejecting = LongTextRecord(mode="reject", chunk_tokens=None, chunk_overlap=0, prompts=())
+    assert parts(with_loose(nothing, loose), replace(reading, long_text=rejecting)) == []
+
+
+def test_other_sources_give_other_files(tmp_path: Path) -> None:
+    write_shard(tmp_path, "s.parquet", {"id": [1], "text": ["a"]})
+    plan = plan_of(tmp_path)
+    _, _, reading = only_fragment(tmp_path)
+    dataset = committed(reading, SPACES)
+    found = set()
+    for holdings in (dataset, with_loose(dataset, receipt_of("never", SPACES)), dataset):
+        carrying, _ = plan_carrying(plan, holdings, (QUERY, DOCUMENT), reading)
+        found.add(carrying.path(carrying.work[0]))
+    assert len(found) == 2
+
+
+def carried_file(folder: Path) -> Work:
+    """A file of one carried text with two dimensions in float32, as the steps of carrying over write it."""
+    _, fragment, reading = only_fragment(folder)
+    work = Work(fragment, {"q": "p"})
+    plan = CarryPlan((work,), (), "")
+    run = run_spec(folder, folder, reading, None, (QUERY,))  # type: ignore[arg-type] # no model is asked
+    vector = np.array([3.0, 7.0], np.float32).tobytes()
+    Steps(run, plan).save(
+        pa.table(
+            {
+                "fragment": pa.array([0], pa.int32()),
+                "view": ["q"],
+                "text_hash": pa.array([HASHES[0]], pa.binary(16)),
+                "num_tokens": pa.array([7], pa.int32()),
+                "truncated": [True],
+                "embedding": pa.array([vector], pa.binary(8)),
+            }
+        )
+    )
+    return replace(work, carried=plan.path(work))
+
+
+def test_a_carried_vector_that_came_to_harm_is_found_before_it_gets_a_right_checksum(tmp_path: Path) -> None:
+    write_shard(tmp_path, "s.parquet", {"id": [1], "text": ["a"]})
+    store, work = open_store(Location(str(tmp_path))), carried_file(tmp_path)
+    assert carried_hashes(store, work).to_pylist() == [HASHES[0]]
+    assert work.carried is not None
+    path = tmp_path / work.carried
+    content = bytearray(path.read_bytes())
+    content[content.index(np.array([3.0, 7.0], np.float32).tobytes()) + 2] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match=r"_carried/.* cannot be read: .*remove it and run again"):
+        CarriedVectors(store, work)
 
 
 def test_a_file_of_other_vectors_is_refused(tmp_path: Path) -> None:

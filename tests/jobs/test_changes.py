@@ -27,10 +27,10 @@ from jobs.changes import (
 from jobs.errors import OutputError
 from jobs.files import kind_of
 from jobs.holdings import Holdings
-from jobs.records import Manifest, PartRecord, ReadingRecord, Receipt, ViewRecord
+from jobs.manifests import content_of
+from jobs.records import MANIFEST, Manifest, PartRecord, ReadingRecord, Receipt, ViewRecord
 from jobs.storage import Location, open_store
-from jobs.sweep import sweep
-from tests.jobs.builders import write_shard
+from tests.jobs.builders import clean, write_shard
 
 VIEW = "retrieval/document"
 Side = dict[Any, int]  # a number that stands for the text, by id
@@ -257,7 +257,8 @@ def test_a_report_is_written_once_and_those_of_commits_that_never_were_go(tmp_pa
     changes, _ = report(tmp_path, first, third)
     (tmp_path / parts[0].path).unlink()
     assert report(tmp_path, first, third)[0] == changes  # or it would name a lost part
-    sweep(store, third, keep_manifests=1, orphan_grace_hours=24)
+    store.swap(MANIFEST, content_of(third), None)
+    clean(tmp_path, third, orphan_grace_hours=24)
     assert not store.exists(f"{never_was.folder}/_report.json")
     assert store.exists(f"{changes.folder}/_report.json")
     assert store.exists(f"{kept.folder}/_report.json")

@@ -100,6 +100,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "output.max_rejected_fraction": st.floats(min_value=0, max_value=1),
     "output.keep_manifests": st.integers(min_value=1),
     "output.orphan_grace_hours": st.floats(min_value=0, max_value=1e6),
+    "output.lease_wait_seconds": st.integers(min_value=0),
+    "output.retry_rejects": st.booleans(),
     "output.carry_over": st.booleans(),
     "output.overwrite": st.booleans(),
 }

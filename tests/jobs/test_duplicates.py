@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jobs.corpus import Corpus
 from jobs.duplicates import KEYS, NUM_NAMED, Ids, IdScan, repeated_ids, repeats
-from jobs.errors import CorpusError, FileChangedError
+from jobs.errors import CorpusError, StorageError
 from jobs.fragments import Fragment, as_ranges, rows_in
 from jobs.plan import Layout, fragments_of, make_plan
 from jobs.records import Manifest, Receipt
@@ -231,7 +231,7 @@ def test_what_a_run_found_is_known_to_the_next_as_long_as_the_fragments_are_the_
         repeated_ids("fail", scan_of(corpus), manifest, nowhere)
     (corpus / "b.parquet").unlink()  # which repeats nothing, but nobody knows that without a look
     assert repeated_ids("keep_first", scan_of(corpus), manifest, nowhere) == found
-    with pytest.raises(FileChangedError):
+    with pytest.raises(StorageError):
         repeated_ids("keep_first", closed(corpus), manifest, nowhere)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from jobs.errors import AccountingError, CorpusError, OutputError
+from jobs.errors import AccountingError, CorpusError, OutputError, StorageError
 from jobs.footers import Columns
-from jobs.holdings import Holdings, refuse_other_dataset
+from jobs.holdings import Holdings, refuse_other_dataset, take_stock
 from jobs.plan import Plan, unknown_shards
 from jobs.records import (
     MANIFEST,
@@ -225,8 +227,8 @@ def test_a_manifest_that_was_read_back_equals_the_one_that_was_written_at_anothe
     assert written.model_copy(update={"committed_at": "2001-01-01T00:00:00+00:00"}).equals(held)
 
 
-@pytest.mark.parametrize("field", sorted(Manifest.model_fields.keys() - {"committed_at"}))
-def test_manifests_that_differ_in_anything_but_their_time_are_not_equal(
+@pytest.mark.parametrize("field", sorted(Manifest.model_fields.keys() - {"committed_at", "run", "checksum"}))
+def test_manifests_that_differ_in_anything_but_who_committed_them_and_when_are_not_equal(
     corpus: Path, out: Path, field: str
 ) -> None:
     plan = plan_of(corpus)
@@ -334,3 +336,64 @@ def test_a_receipt_counts_only_if_all_its_files_are_there() -> None:
     )
     assert Holdings(None, (receipt,), {"task=p": 1}).by_part() == {}
     assert Holdings(None, (receipt,), {"task=p": 1, "_rejects/r": 1}).by_part() == {"task=p": receipt}
+
+
+@pytest.mark.parametrize("reason", ["out_of_memory", "killed_worker"])
+def test_fragments_with_rejects_of_the_machine_are_made_again_where_that_is_asked_for(
+    corpus: Path, out: Path, reason: str
+) -> None:
+    first, second, *others = plan_of(corpus).work
+    for work in others:
+        finish(out, work)
+    rejecting = finish(out, first, 1, reason), finish(out, second, 1, "null_text")
+    commit(out, plan_of(corpus, holdings=stock_of(out)), list(stock_of(out).receipts), corpus)
+    assert plan_of(corpus, holdings=stock_of(out)).work == ()
+
+    again = plan_of(corpus, holdings=stock_of(out), retry_rejects=True)
+    (work,) = again.work
+    assert (work.fragment.id, work.fragment.take, list(work.parts)) == (first.fragment.id, 1, BOTH)
+    assert set(work.parts.values()).isdisjoint(part.path for part in rejecting[0].parts.values())
+    assert work.id != first.id
+    assert len(again.existing) == 3
+
+    made = finish(out, work)
+    for retry in (False, True):  # a run that goes on after this one, told so or not
+        plan = plan_of(corpus, holdings=stock_of(out), retry_rejects=retry)
+        assert plan.work == ()
+        assert made in plan.existing
+    commit(out, plan, list(plan.existing), corpus, keep_manifests=2)
+    for retry in (False, True):
+        assert plan_of(corpus, holdings=stock_of(out), retry_rejects=retry).work == ()
+    commit(out, plan, list(plan.existing), corpus)  # what was there before the second take is forgotten
+    assert plan_of(corpus, holdings=stock_of(out)).work == ()
+
+
+def test_a_take_that_rejects_again_is_followed_by_another_one(corpus: Path, out: Path) -> None:
+    for take in range(4):
+        plan = plan_of(corpus, holdings=stock_of(out), retry_rejects=True)
+        assert [work.fragment.take for work in plan.work] == ([0] * 4 if take == 0 else [take])
+        made = [finish(out, work, int(number == 0), "killed_worker") for number, work in enumerate(plan.work)]
+        commit(out, plan, [*plan.existing, *made], corpus)
+        assert plan_of(corpus, holdings=stock_of(out)).work == ()
+
+
+def test_who_wants_to_end_does_not_wait_for_a_store_that_hangs(
+    corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for work in plan_of(corpus).work:
+        finish(out, work)
+    hangs, first = threading.Event(), threading.Lock()
+
+    def read(*_: Any) -> bytes:
+        if first.acquire(blocking=False):
+            raise PermissionError(13, "no")
+        hangs.wait(60)
+        raise AssertionError
+
+    store = store_of(out)
+    monkeypatch.setattr(type(store), "_read", read)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="could not read"):
+        take_stock(store)
+    assert time.monotonic() - started < 30
+    hangs.set()

@@ -32,9 +32,18 @@ from jobs.records import RANGES, Manifest, RangesRecord, ViewRecord
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Location, Store, open_store
-from jobs.sweep import sweep
 from tests.encoders.repositories import write_repository
-from tests.jobs.builders import COLUMNS, DOCUMENT, QUERY, corpus_of, layout_of, plan_of, run_spec, write_shard
+from tests.jobs.builders import (
+    COLUMNS,
+    DOCUMENT,
+    QUERY,
+    clean,
+    corpus_of,
+    layout_of,
+    plan_of,
+    run_spec,
+    write_shard,
+)
 
 NUM_ROWS = 60
 RANGES_OF_4 = Ranges((-1.0, -2.0, 0.0, 0.25), (1.0, 2.0, 0.5, 0.75))
@@ -190,7 +199,7 @@ def test_a_sample_finds_what_was_calibrated_on_it_and_nothing_else(corpus: Path,
     assert sample_of(fragments, 30).ranges(views, take_stock(store)) == {}
     assert sample.ranges((QUERY,), take_stock(store)) == {}
     manifest = manifest_of(corpus, tmp_path / "out", {"retrieval": left})
-    sweep(store, manifest, keep_manifests=1, orphan_grace_hours=24)
+    clean(tmp_path / "out", manifest, orphan_grace_hours=24)
     assert sample.ranges(views, take_stock(store)) == {"retrieval": left}
 
 
@@ -203,7 +212,7 @@ def manifest_of(corpus: Path, out: Path, ranges: dict[str, RangesRecord]) -> Man
     manifest = build_manifest(
         plan, [], corpus=str(corpus), reading=reading, fragment_rows=10, views=records, ranges=ranges
     )
-    publish(store_of(out), manifest, {}, replacing=take_stock(store_of(out)).version)
+    publish(store_of(out), manifest, replacing=take_stock(store_of(out)).version)
     return manifest
 
 
@@ -245,7 +254,8 @@ def test_ranges_make_a_space_of_their_own_and_stand_in_every_label(corpus: Path)
 def test_the_ranges_of_a_manifest_serve_the_space_that_they_are_of(corpus: Path, tmp_path: Path) -> None:
     manifest = manifest_of(corpus, tmp_path / "out", {"retrieval": RECORD})
     stored = take_stock(store_of(tmp_path / "out")).manifest
-    assert stored == manifest
+    assert stored is not None
+    assert stored.equals(manifest)
     assert held_ranges(manifest, (QUERY, DOCUMENT)) == {"retrieval": RECORD}
     other_model = replace(DOCUMENT, space=replace(DOCUMENT.space, id="6" * 32))
     assert held_ranges(manifest, (other_model,)) == {}
@@ -284,7 +294,7 @@ def test_ranges_beside_the_parts_go_once_a_manifest_holds_what_is_wanted(
     keep(store_of(out), RECORD)
     manifest = manifest_of(corpus, out, {"retrieval": RECORD})
     assert not take_stock(store_of(out)).is_tidy
-    sweep(store_of(out), manifest, keep_manifests=1, orphan_grace_hours=24)
+    clean(out, manifest, orphan_grace_hours=24)
     stock = take_stock(store_of(out))
     assert stock.is_tidy
     assert stock.ranges == ()

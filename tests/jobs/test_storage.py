@@ -5,18 +5,19 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from jobs.errors import ConfigurationError, FileChangedError, StorageError
 from jobs.storage import Location, Store, open_store
+from tests.jobs.conftest import BODY, Fault, times
+from tests.stores import put
 
 NAMES = ["lang=en/a b.parquet", "lang=a%2Fb/x.parquet", "日本語/ü?&+#.parquet", "a[1]*.parquet"]
 
@@ -55,9 +56,9 @@ def test_of_racing_creates_exactly_one_wins_and_its_content_stays(store: Store) 
     assert paths(store) == ["receipt.json"]
 
 
-def test_replace_shows_the_old_content_or_the_new_one_and_nothing_between(store: Store) -> None:
+def test_a_swap_shows_the_old_content_or_the_new_one_and_nothing_between(store: Store) -> None:
     contents = {b"a" * 200_000, b"b" * 300_000}
-    store.replace("manifest.json", b"a" * 200_000)
+    version = store.swap("manifest.json", b"a" * 200_000, None)
     seen: set[bytes] = set()
     done = threading.Event()
 
@@ -69,7 +70,8 @@ def test_replace_shows_the_old_content_or_the_new_one_and_nothing_between(store:
     reader.start()
     for _ in range(10):
         for content in sorted(contents):
-            store.replace("manifest.json", content)
+            version = store.swap("manifest.json", content, version)
+            assert version is not None
     done.set()
     reader.join()
     assert seen <= contents
@@ -111,7 +113,7 @@ def test_of_racing_swaps_exactly_one_wins_and_its_content_stays(store: Store) ->
 
 
 def test_swaps_that_count_up_lose_no_step(store: Store) -> None:
-    store.replace("count", b"0 by nobody")
+    put(store, "count", b"0 by nobody")
 
     def count(writer: int) -> None:
         while True:
@@ -152,24 +154,39 @@ def test_a_listing_leaves_out_names_that_start_with_a_dot(store: Store) -> None:
 
 
 def test_a_version_changes_with_the_content(store: Store) -> None:
-    store.replace("a", b"1")
+    put(store, "a", b"1")
     before = next(store.list()).version
     assert next(store.list()).version == before
-    store.replace("a", b"2")
+    put(store, "a", b"2")
     assert next(store.list()).version != before
 
 
-def test_a_file_that_changed_since_it_was_listed_is_not_opened(store: Store) -> None:
-    store.replace("a", b"1")
+@pytest.mark.parametrize("size_bytes", [None, 1])
+def test_a_file_that_changed_since_it_was_listed_is_not_opened(store: Store, size_bytes: int | None) -> None:
+    put(store, "a", b"1")
     version = next(store.list()).version
-    with store.open("a", version) as file:
+    with store.open("a", version, size_bytes) as file:
         assert file.read() == b"1"
-    store.replace("a", b"2")
+    put(store, "a", b"2")
     with pytest.raises(FileChangedError, match="changed since it was listed"):
-        store.open("a", version)
+        store.open("a", version, size_bytes)
     store.delete(["a"])
     with pytest.raises(FileChangedError, match="gone since it was listed"):
+        store.open("a", version, size_bytes)
+
+
+def test_a_local_folder_that_a_machine_does_not_have_is_told_from_a_file_that_has_gone(
+    tmp_path: Path,
+) -> None:
+    store = open_store(Location(str(tmp_path / "corpus")))
+    store.create("a", b"1")
+    version = next(store.list()).version
+    (tmp_path / "corpus").rename(tmp_path / "elsewhere")  # as on another machine
+    with pytest.raises(
+        StorageError, match=r"there is no .*/corpus on .*the same folder on every machine"
+    ) as caught:
         store.open("a", version)
+    assert not isinstance(caught.value, FileChangedError)
 
 
 def test_delete_removes_files_and_does_not_mind_missing_ones(store: Store) -> None:
@@ -202,7 +219,7 @@ def test_no_path_leaves_the_root(store: Store, path: str) -> None:
         lambda: store.read(path),
         lambda: store.open(path),
         lambda: store.create(path, b""),
-        lambda: store.replace(path, b""),
+        lambda: store.swap(path, b"", None),
         lambda: store.delete([path]),
         lambda: store.exists(path),
     ]
@@ -235,6 +252,27 @@ def test_an_open_file_can_seek(store: Store) -> None:
         assert file.read(10) == content[1_500_000:1_500_010]
         assert file.tell() == 1_500_010
     assert file.closed
+
+
+def test_a_file_whose_version_and_size_are_known_takes_one_request_to_its_end(
+    faulty: tuple[Location, list[Fault]],
+) -> None:
+    location, faults = faulty
+    content = os.urandom(3_000_000)
+    open_store(location).create("a", content)
+    (entry,) = (store := open_store(location)).list()
+    requests: list[str] = []
+    faults.append(lambda environ: requests.append(environ["REQUEST_METHOD"]))  # type: ignore[func-returns-value]
+    with store.open("a", entry.version, entry.size_bytes) as file:
+        file.seek(-60_000, io.SEEK_END)
+        assert file.read() == content[-60_000:]
+        assert requests == ["GET"]
+        file.seek(1_000_000)
+        assert file.read(10) == content[1_000_000:1_000_010]
+        put(store, "a", content[::-1])
+        file.seek(0)
+        with pytest.raises(FileChangedError):
+            file.read(10)
 
 
 def test_a_store_travels_as_its_location(store: Store) -> None:
@@ -286,7 +324,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     store = open_store(Location(str(tmp_path)))
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError, match="could not write"):
-        store.replace("folder", b"x")
+        store.swap("folder/" + "n" * 300, b"x", None)
     with pytest.raises(StorageError, match="could not create"):
         store.create("folder/" + "n" * 300, b"x")
     (tmp_path / "file").write_bytes(b"")
@@ -380,46 +418,7 @@ def test_the_endpoint_of_a_location_wins_over_the_environment(
     assert paths(open_store(Location(s3))) == ["a"]
 
 
-# S3 when it fails: a server that answers some requests with errors, and passes the others on
-
-Fault = Callable[[dict[str, Any]], tuple[str, str] | None]
-
-
-class _Quiet(WSGIRequestHandler):
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def faulty(s3: str) -> Iterator[tuple[Location, list[Fault]]]:
-    moto = DomainDispatcherApplication(create_backend_app)
-    faults: list[Fault] = []
-
-    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        for fault in faults:
-            if (found := fault(environ)) is not None:
-                status, code = found
-                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-                start_response(status, [("Content-Type", "application/xml")])
-                return [f"<Error><Code>{code}</Code><Message>told so</Message></Error>".encode()]
-        return moto(environ, start_response)  # type: ignore[no-any-return]
-
-    server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=_Quiet)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield Location(s3, endpoint_url=f"http://127.0.0.1:{server.server_port}"), faults
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def times(count: int, method: str, answer: tuple[str, str]) -> Fault:
-    left = iter(range(count))
-
-    def fault(environ: dict[str, Any]) -> tuple[str, str] | None:
-        return answer if environ["REQUEST_METHOD"] == method and next(left, None) is not None else None
-
-    return fault
+# S3 when it fails
 
 
 def test_a_service_that_asks_to_slow_down_is_asked_again(faulty: tuple[Location, list[Fault]]) -> None:
@@ -430,6 +429,49 @@ def test_a_service_that_asks_to_slow_down_is_asked_again(faulty: tuple[Location,
     assert store.read("a") == b"1"
     store.delete(["a"])
     assert paths(store) == []
+
+
+def undeleted(code: str, count: int) -> Fault:
+    """So many answers that are well as a whole, and say of each file that it could not be deleted."""
+    found = times(count, "POST", ("200 OK", ""))
+
+    def fault(environ: dict[str, Any]) -> tuple[str, str] | None:
+        if (answer := found(environ)) is None:
+            return None
+        keys = re.findall("<Key>(.*?)</Key>", environ[BODY].decode())
+        said = f"<Code>{code}</Code><Message>told so</Message>"
+        errors = "".join(f"<Error><Key>{key}</Key>{said}</Error>" for key in keys)
+        return answer[0], f"<DeleteResult>{errors}</DeleteResult>"
+
+    return fault
+
+
+@pytest.mark.parametrize("code", ["SlowDown", "InternalError"])
+def test_single_files_that_could_not_be_deleted_for_now_are_deleted_later(
+    faulty: tuple[Location, list[Fault]], code: str
+) -> None:
+    location, faults = faulty
+    store = open_store(location)
+    for name in ("a", "b"):
+        store.create(name, b"1")
+    faults.append(undeleted(code, 2))
+    store.delete(["a", "b"])
+    assert paths(store) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [("AccessDenied", "check that these credentials may"), ("Odd", "check the network")]
+)
+def test_a_file_that_must_not_be_deleted_is_an_error_at_once(
+    faulty: tuple[Location, list[Fault]], code: str, advice: str
+) -> None:
+    location, faults = faulty
+    store = open_store(location)
+    store.create("a", b"1")
+    faults.append(undeleted(code, 1))
+    with pytest.raises(StorageError, match=f"{code}: a: told so.*{advice}"):
+        store.delete(["a"])
+    assert paths(store) == ["a"]
 
 
 def test_a_create_that_collides_is_tried_again_until_it_is_clear_who_won(
@@ -473,7 +515,7 @@ def test_a_denied_request_says_what_was_tried_and_what_to_check(
     attempts: list[tuple[str, Callable[[], Any]]] = [
         ("list", store.list),
         ("create", lambda: store.create("b", b"1")),
-        ("write", lambda: store.replace("b", b"1")),
+        ("write", lambda: store.swap("b", b"1", None)),
         ("read", lambda: store.read("a")),
         ("delete files below", lambda: store.delete(["a"])),
     ]
@@ -500,16 +542,16 @@ def test_a_read_that_fails_in_an_open_file_is_a_storage_error(faulty: tuple[Loca
 
 def test_a_file_that_changes_while_it_is_open_fails_to_read(s3: str) -> None:
     store = open_store(Location(s3))
-    store.replace("a", b"1")
+    put(store, "a", b"1")
     with store.open("a") as file:
-        store.replace("a", b"2")
+        put(store, "a", b"2")
         with pytest.raises(FileChangedError, match=r"could not read s3://.*/a"):
             file.read()
 
 
 def test_a_file_that_is_removed_while_it_is_open_fails_to_read(s3: str) -> None:
     store = open_store(Location(s3))
-    store.replace("a", b"1")
+    put(store, "a", b"1")
     with store.open("a") as file:
         store.delete(["a"])
         with pytest.raises(FileChangedError, match=r"could not read s3://.*/a: it was removed"):
