@@ -70,7 +70,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "encoder.dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     "encoder.precision": st.sampled_from(["float32", "float16", "int8", "binary"]),
     "encoder.ranges_from": st.none(),
-    "compute.device": st.sampled_from(["auto", "cpu", "cuda"]),
+    "compute.device": st.just("auto"),  # on the others some of the next ones would be ignored
     "compute.min_actors": st.integers(min_value=1, max_value=4),
     "compute.max_actors": st.none() | st.integers(min_value=4),
     "compute.cpus_per_actor": st.none() | st.integers(min_value=1),
@@ -333,6 +333,10 @@ def test_a_missing_required_field_names_its_flag(field: Any) -> None:
         ("input.keep_columns", ["a", "a"], "'a' more than once"),
         ("input.text_columns", ["a", "a"], "'a' more than once"),
         ("input.keep_columns", ["id"], "kept anyway"),
+        ("input.keep_columns", ["ID"], "'ID', and the id column 'id' is kept anyway"),
+        ("input.keep_columns", ["lang", "title", "Lang"], "'lang' and 'Lang', which are one column in SQL"),
+        ("input.keep_columns", ["Role"], "column 'Role' would clash with the output's own 'role'"),
+        ("input.id_column", "TASK", "column 'TASK' would clash with the output's own 'task'"),
         ("input.keep_columns", ["text_hash"], "would clash with the output's own 'text_hash'"),
         ("input.id_column", "embedding", "would clash with the output's own 'embedding'"),
         ("input.anonymous", True, "s3:// only"),
@@ -364,6 +368,13 @@ def test_options_that_would_be_ignored_together_are_refused() -> None:
     )
     assert "max_actors is 1" in refused(("compute.max_actors", 1), ("compute.min_actors", 2))
     assert "num_cpus" in refused(("compute.num_cpus", 1), ("compute.ray_address", "host:6379"))
+    assert "gpus_per_actor is 0.5" in refused(("compute.device", "cpu"), ("compute.gpus_per_actor", 0.5))
+    assert "cpus_per_actor is 2" in refused(("compute.device", "cuda"), ("compute.cpus_per_actor", 2))
+
+
+def test_columns_that_are_read_and_not_kept_may_differ_in_case_only() -> None:
+    columns = load(("input.text_columns", ["Title", "title"]), ("input.keep_columns", ["TITLE"])).input
+    assert columns.columns().names == ("id", "TITLE", "Title", "title")
 
 
 def test_what_concerns_int8_is_refused_without_it() -> None:
