@@ -187,7 +187,7 @@ def _flag(name: str, **settings: Any) -> click.Option:
 
 def _number(text: str) -> int | str:
     """A whole number, or the text itself for the model to judge."""
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: object) -> None:

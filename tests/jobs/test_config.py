@@ -317,6 +317,8 @@ def test_a_missing_required_field_names_its_flag(field: Any) -> None:
         ("encoder.dtype", "fp16", "given 'fp16'; allowed: auto | float32 | bfloat16 | float16 (--dtype)"),
         ("encoder.prompts", {"code": {"passage": "x"}}, "allowed: 'query' or 'document'"),
         ("encoder.prompts", {"Code": {}}, "lower-case"),
+        ("encoder.prompts", {"code": "x"}, "encoder.prompts.code: given 'x'; allowed: {task: {role: text}}"),
+        ("input.uri", "--dry-run", "given '--dry-run', which is a flag"),
         ("compute.gpus_per_actor", float("nan"), "given nan"),
         ("compute.gpus_per_actor", 1.5, "whole number"),
         (
@@ -490,8 +492,17 @@ def test_a_file_that_is_missing_or_no_text_or_no_mapping_is_one_configuration_er
     with pytest.raises(ConfigurationError, match=r"cannot read .*nothing\.yaml.* \(No such file"):
         load_config(str(tmp_path / "nothing.yaml"), REQUIRED)
     (tmp_path / "bytes.yaml").write_bytes(b"PAR1\xff\x00\xfe")
-    with pytest.raises(ConfigurationError, match=r"bytes\.yaml"):
-        load_config(str(tmp_path / "bytes.yaml"), REQUIRED)
+    (tmp_path / "latin.yaml").write_bytes("input: {uri: café}".encode("latin-1"))
+    (tmp_path / "nul.yaml").write_bytes(b"PAR1\0")
+    for name in ("bytes", "latin", "nul"):
+        with pytest.raises(
+            ConfigurationError, match=rf"{name}\.yaml is no text in UTF-8; .* given with --input"
+        ):
+            load_config(str(tmp_path / f"{name}.yaml"), REQUIRED)
+    with pytest.raises(ConfigurationError, match="line 2, column 1: a tab; YAML is indented with spaces"):
+        load_config(write(tmp_path, "input:\n\turi: a"), REQUIRED)
+    (tmp_path / "utf16.yaml").write_bytes("encoder: {model: größe}".encode("utf-16"))
+    assert load_config(str(tmp_path / "utf16.yaml"), REQUIRED[:1] + REQUIRED[2:]).encoder.model == "größe"
     with pytest.raises(ConfigurationError, match="allowed: a mapping of input, encoder, compute, output"):
         load_config(write(tmp_path, "[input]"), REQUIRED)
     with pytest.raises(ConfigurationError, match="input: given 3; allowed: a mapping of fields"):
