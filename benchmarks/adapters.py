@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import TypeVar
@@ -91,9 +92,7 @@ def compare_forward(protocol: Protocol, texts: Sequence[str], rounds: int) -> No
     merged = Encoder.load(protocol, adapters=["clustering"], device="cpu")
     ratios = []
     for number in range(rounds + 1):
-        seconds = [
-            cpu_seconds(lambda encoder=encoder: encoder.encode(prepared))[0] for encoder in (bare, merged)
-        ]
+        seconds = [cpu_seconds(partial(encoder.encode, prepared))[0] for encoder in (bare, merged)]
         if number:  # the first round warms up
             ratios.append(seconds[1] / seconds[0])
             print(
@@ -102,9 +101,7 @@ def compare_forward(protocol: Protocol, texts: Sequence[str], rounds: int) -> No
             )
     both = Encoder.load(protocol, adapters=["clustering", "retrieval"], device="cpu")
     both.use_adapter("retrieval")
-    switches = [
-        cpu_seconds(lambda name=name: both.use_adapter(name))[0] for name in ("clustering", "retrieval") * 3
-    ]
+    switches = [cpu_seconds(partial(both.use_adapter, name))[0] for name in ("clustering", "retrieval") * 3]
     print(f"a switch: {1000 * statistics.median(switches):.1f} ms, median of {len(switches)}")
     print(
         f"merged / bare, median of {rounds}: {statistics.median(ratios):.3f} x ({len(prepared.token_ids):,} tokens)"

@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -133,6 +133,7 @@ def stand_ins(seconds_per_token: float, dim: int) -> dict[str, ModuleType]:
     import numpy as np
 
     vectors = np.random.default_rng(0).standard_normal((1, dim), np.float32)
+    nothing = np.empty(0, np.int64)
 
     class Encoder:
         adapter = None
@@ -147,11 +148,8 @@ def stand_ins(seconds_per_token: float, dim: int) -> dict[str, ModuleType]:
 
         def encode_what_fits(self, texts: Any) -> Any:
             time.sleep(seconds_per_token * len(texts.token_ids))
-            encoded = ModuleType("encoded")
-            encoded.vectors = np.repeat(vectors, len(texts.lengths), axis=0)
-            encoded.num_padding = 0
-            encoded.lost = np.empty(0, np.int64)
-            return encoded
+            made = np.repeat(vectors, len(texts.lengths), axis=0)
+            return SimpleNamespace(vectors=made, num_padding=0, lost=nothing)
 
     class Proof:
         cosine, compared_with = 1.0, ""
@@ -162,13 +160,21 @@ def stand_ins(seconds_per_token: float, dim: int) -> dict[str, ModuleType]:
         def close(self) -> None:
             pass
 
-    modules = {
-        name: ModuleType(name) for name in ("encoders.encoder", "encoders.finishing", "encoders.preflight")
-    }
-    modules["encoders.encoder"].Encoder = Encoder
-    modules["encoders.finishing"].cast = lambda vectors, precision: vectors.astype(precision)
-    modules["encoders.preflight"].Preflight = Proof
-    return modules
+    def module(name: str, **members: object) -> ModuleType:
+        made = ModuleType(name)
+        vars(made).update(members)
+        return made
+
+    modules = (
+        module("encoders.encoder", Encoder=Encoder),
+        module(
+            "encoders.finishing",
+            cast=lambda vectors, precision: vectors.astype(precision),
+            unstorable=lambda *_: nothing,
+        ),
+        module("encoders.preflight", Preflight=Proof),
+    )
+    return {one.__name__: one for one in modules}
 
 
 def write_corpus(folder: Path, num_rows: int, fragment_rows: int, words: int) -> None:

@@ -121,7 +121,7 @@ def time_join(folder: Path, num_rows: int, object_store_gib: float | None) -> No
     from jobs.cluster import connect
     from jobs.config import ComputeConfig
     from jobs.corpus import list_corpus
-    from jobs.footers import Columns, read_footers
+    from jobs.footers import Columns, Footer, read_footers
     from jobs.fragments import cut
     from jobs.joins import carry_on_cluster
     from jobs.parts import file_record, part_bytes, part_table
@@ -155,6 +155,7 @@ def time_join(folder: Path, num_rows: int, object_store_gib: float | None) -> No
     fragments = [
         piece.of(shard, reading.record().digest)
         for shard, footer in zip(shards, read_footers(corpus, shards, columns), strict=True)
+        if isinstance(footer, Footer)
         for piece in cut(footer, FRAGMENT_ROWS)
     ]
     work = tuple(Work(fragment, {"clustering/document": fragment.id}) for fragment in fragments)

@@ -45,6 +45,11 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def num_gpus() -> int:
+    """GPUs that this process can compute on."""
+    return torch.cuda.device_count()
+
+
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The number format of that name; `auto` is bfloat16 on CUDA and on CPUs that compute in it, else float32."""
     if dtype == "auto":

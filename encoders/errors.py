@@ -5,6 +5,7 @@
     │   ├── ModelNotFoundError       no such repository, folder, revision or file
     │   ├── UnsupportedModelError    a part of the protocol that we cannot honour
     │   └── TaskError                a task, role or prompt that the model does not have
+    ├── HubError                     the Hub, or its cache on this disk, failed: later it may go well
     └── JobError                     (jobs.errors) the run cannot go on
 
 Each message says what was given, what is allowed, and how to mend it.
@@ -23,6 +24,10 @@ class EncoderError(TaskvecError):
 
 class ModelNotFoundError(EncoderError):
     """No such repository, folder, revision or file."""
+
+
+class HubError(TaskvecError):
+    """The Hub, the way to it or its cache on this disk failed, which says nothing of the model."""
 
 
 class UnsupportedModelError(EncoderError):

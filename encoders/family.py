@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from encoders.errors import EncoderError
@@ -174,7 +174,7 @@ def read_family(given: Mapping[str, Any]) -> Family:
     except AttributeError:
         wrong = "prompts, instructions and adapters are given by task"
     raise EncoderError(
-        f"encoder.protocol: {wrong}; its fields are {', '.join(Family.__dataclass_fields__)}"
+        f"encoder.protocol: {wrong}; its fields are {', '.join(one.name for one in fields(Family))}"
     ) from None
 
 

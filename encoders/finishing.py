@@ -80,15 +80,19 @@ def _load_weights(protocol: Protocol, folder: str, module: nn.Module) -> None:
     module.float()
 
 
+def unstorable(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.int64]:
+    """int64 `[num_bad]`; the vectors of `[num_texts, dim]` that are not finite, or not in that precision."""
+    return np.flatnonzero(~np.isfinite(_as_stored(vectors, precision)).all(axis=1)).astype(np.int64)
+
+
 def cast(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.floating]:
     """The stored form of float32 vectors `[num_texts, dim]`.
 
     Raises:
         EncoderError: A vector is not finite, or does not fit the precision.
     """
-    with np.errstate(over="ignore"):
-        stored = vectors.astype(np.dtype(precision), copy=False)
-    bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+    stored = _as_stored(vectors, precision)
+    bad = unstorable(vectors, precision)
     if len(bad):
         cause = "is not finite" if not np.isfinite(vectors[bad[0]]).all() else f"does not fit {precision}"
         raise EncoderError(
@@ -96,3 +100,8 @@ def cast(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.flo
             "compute in float32 or bfloat16 (encoder.dtype), store float32 (encoder.precision)"
         )
     return stored
+
+
+def _as_stored(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.floating]:
+    with np.errstate(over="ignore"):
+        return vectors.astype(np.dtype(precision), copy=False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from encoders.errors import ModelNotFoundError, UnsupportedModelError
+from encoders.errors import HubError, ModelNotFoundError, UnsupportedModelError
 
 # What decides a vector; everything else in a repository (onnx, openvino, pictures, read-mes) is left out.
 _CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -26,6 +26,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SECONDS_FOR_A_LIST = 10
 _CODE_FILES = ("*.py",)
 _OTHER_BACKENDS = ("onnx", "openvino")
+# Statuses by which the Hub does not refuse: it timed out, or was asked too often.
+_LATER = (408, 429)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Repository:
 
         Raises:
             ModelNotFoundError: They are not there, or differ.
+            HubError: The Hub or its cache on this disk fails.
         """
         if not self.is_local:
             return open_repository(
@@ -155,7 +158,8 @@ def open_repository(
         remote_code: Fetch the repository's Python files too; a folder's are part of its revision then.
 
     Raises:
-        ModelNotFoundError: There is no such folder, repository or revision, or it cannot be reached.
+        ModelNotFoundError: There is no such folder, repository or revision, or it may not be had.
+        HubError: The Hub cannot be reached, or it or its cache on this disk fails.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -195,12 +199,11 @@ def _revision_of(folder: Path, *, code: bool) -> str:
 
 
 def _open_hub(model: str, revision: str | None, *, weights: bool, remote_code: bool) -> Repository:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
-        EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -223,10 +226,29 @@ def _open_hub(model: str, revision: str | None, *, weights: bool, remote_code: b
         raise ModelNotFoundError(
             f"{model!r} is neither a folder here nor a Hub id such as org/name"
         ) from error
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelNotFoundError(
-            f"{model!r} is no folder here, and the Hub cannot be reached for it; "
-            "check the name and the network, or give the path of a folder that holds the model"
+    except Exception as error:  # of the HTTP library, of the disk, of the Hub's own kinds
+        # Where the cache lacks the model too, what the Hub said is the cause.
+        told = error.__cause__ or error
+        if isinstance(told, OfflineModeIsEnabled):
+            raise ModelNotFoundError(
+                f"{model!r} is no folder here, HF_HUB_OFFLINE forbids to ask the Hub, and its cache "
+                f"{constants.HF_HUB_CACHE} does not hold all of it; fetch it first, or give the path of a folder"
+            ) from error
+        if (status := _status(told)) and 400 <= status < 500 and status not in _LATER:
+            raise ModelNotFoundError(
+                f"{model!r} is no folder here, and the Hub refuses it with status {status}; check the name and HF_TOKEN"
+            ) from error
+        what = str(told).strip().partition("\n")[0]
+        raise HubError(
+            f"{model!r} is no folder here, and cannot be had from the Hub now ({type(told).__name__}: {what}); "
+            f"check the network and the disk of {constants.HF_HUB_CACHE}, and run the same command again, or give the "
+            "path of a folder that holds the model"
         ) from error
     # The Hub's cache keeps each commit in a folder named by it.
     return Repository(model, Path(path).name, Path(path))
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error is about."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None

@@ -86,8 +86,8 @@ def view_of(task: str, role: str | None = None) -> View:
     if role is None:
         if task not in SYMMETRIC_TASKS:
             raise TaskError(
-                f"task {task!r} embeds queries and documents differently, and no role was given; "
-                "say role: query or role: document"
+                f"task {task!r} has queries and documents, and no role was given; say role: query or role: document "
+                f"(tasks of every model: {', '.join(STANDARD_TASKS)}; of these only retrieval needs a role)"
             )
         return View(task, Role.DOCUMENT)
     if role not in tuple(Role):

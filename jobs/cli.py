@@ -58,7 +58,7 @@ EXIT_CODES = (
         "The run failed, or another one has the output; the dataset is what it was before. The same command goes on "
         "where it stopped.",
     ),
-    ("2", "The command cannot work as written; nothing was started."),
+    ("2", "The command cannot work as written, which was found before anything was started."),
 )
 
 REFERENCE = (
@@ -187,7 +187,7 @@ def _flag(name: str, **settings: Any) -> click.Option:
 
 def _number(text: str) -> int | str:
     """A whole number, or the text itself for the model to judge."""
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: object) -> None:
@@ -237,7 +237,7 @@ OPTIONS: dict[str, list[click.Option]] = {
             help="Any field of the configuration; VALUE is YAML. Repeatable.",
         ),
         click.Option(
-            ["--dry-run"], is_flag=True, help="Print what a run would embed and remove; write nothing."
+            ["--dry-run"], is_flag=True, help="Print what a run would read and embed; write nothing."
         ),
         click.Option(
             ["--show-protocol"],

@@ -10,9 +10,8 @@ import ray
 from ray.exceptions import RayError
 
 from jobs.config import ComputeConfig
-from jobs.errors import ConfigurationError, JobError
-
-_MOST_CORES_PER_ENCODER = 8  # its threads share Python's lock
+from jobs.errors import JobError
+from jobs.machine import cores_per_encoder, is_local, refuse_too_few_cores, refuse_too_few_gpus
 
 
 def connect(address: str | None, num_cpus: int | None) -> None:
@@ -23,7 +22,7 @@ def connect(address: str | None, num_cpus: int | None) -> None:
     """
     if ray.is_initialized():
         return
-    local = _is_local(address)
+    local = is_local(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -52,10 +51,6 @@ def connect(address: str | None, num_cpus: int | None) -> None:
         signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def _is_local(address: str | None) -> bool:
-    return address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)
-
-
 def choose_device(compute: ComputeConfig) -> str:
     """`auto` is CUDA if the cluster has a GPU now.
 
@@ -64,11 +59,8 @@ def choose_device(compute: ComputeConfig) -> str:
     """
     num_gpus = ray.cluster_resources().get("GPU", 0)
     device = compute.device if compute.device != "auto" else "cuda" if num_gpus else "cpu"
-    if device == "cuda" and _is_local(compute.ray_address) and num_gpus < compute.gpus_per_actor:
-        raise ConfigurationError(
-            f"an encoder was to have {compute.gpus_per_actor:g} GPU (compute.device={compute.device}), and this "
-            f"machine has {num_gpus:g}; use compute.device=cpu, or a cluster with GPUs: compute.ray_address"
-        )
+    if device == "cuda" and is_local(compute.ray_address):
+        refuse_too_few_gpus(compute, num_gpus)
     return device
 
 
@@ -79,10 +71,7 @@ def choose_cores(compute: ComputeConfig) -> int:
         ConfigurationError: This machine has fewer than were asked for; a cluster may still grow to have them.
     """
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    smallest = min((cores for cores in nodes if cores), default=1)
-    wanted = compute.cpus_per_actor
-    if wanted is not None and wanted > smallest and _is_local(compute.ray_address):
-        raise ConfigurationError(
-            f"an encoder was to have {wanted} cores (compute.cpus_per_actor), and Ray has {smallest} here; give fewer"
-        )
-    return wanted or min(smallest, _MOST_CORES_PER_ENCODER)
+    nodes = [cores for cores in nodes if cores]
+    if is_local(compute.ray_address):
+        refuse_too_few_cores(compute, sum(nodes))
+    return compute.cpus_per_actor or cores_per_encoder(nodes, compute.min_actors)

@@ -3,6 +3,9 @@
 0   it went well
 1   it failed (jobs.verify: it found something wrong)
 2   it cannot work as written; nothing was started
+
+What makes the difference is not the kind of an error alone, but when it is found: `under_way` marks the time from which
+nothing is a matter of the command line any more.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import click
 from rich.console import Console
 
 from encoders.errors import EncoderError, TaskvecError
-from jobs.errors import ConfigurationError, OutputError
+from jobs.errors import ConfigurationError, JobError, OutputError
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Answer:
     summary: Mapping[str, Any]
     exit_code: int = 0
 
+
+# What is wrong with a command itself, if nothing was started yet.
+_WRONG_COMMAND = (ConfigurationError, OutputError, EncoderError)
 
 T = TypeVar("T")
 
@@ -49,6 +55,19 @@ def arguments(command: click.Command, program: str, argv: Sequence[str] | None) 
         # click repeats what was given; a URI may hold a secret.
         message = re.sub(r":/.*", ":/...", error.format_message(), flags=re.DOTALL)
         raise click.UsageError(message, error.ctx) from None
+
+
+@contextlib.contextmanager
+def under_way() -> Iterator[None]:
+    """What goes wrong in here was not to be seen before it was started, so it is a failure: exit code 1.
+
+    Raises:
+        JobError: In place of an error that would say that the command is wrong, with the same words.
+    """
+    try:
+        yield
+    except _WRONG_COMMAND as error:
+        raise JobError(str(error)) from error
 
 
 def carry_out(
@@ -82,7 +101,7 @@ def carry_out(
         return error.exit_code
     except TaskvecError as error:
         console.print(f"{program}: {error}", style="red", markup=False, highlight=False)
-        return 2 if isinstance(error, ConfigurationError | OutputError | EncoderError) else failed
+        return 2 if isinstance(error, _WRONG_COMMAND) else failed
     except KeyboardInterrupt as stop:
         console.print(f"{program}: stopped; {str(stop) or stopped}", style="red")
         return failed

@@ -103,6 +103,10 @@ def _read_file(path: str) -> dict[object, object]:
         raise ConfigurationError(
             f"cannot read {path!r} ({error.strerror}); give a readable YAML file"
         ) from None
+    if not _is_text(text):
+        raise ConfigurationError(
+            f"{path} is no text in UTF-8; CONFIG is a YAML file, saved as UTF-8; a corpus is given with --input"
+        )
     tree = parse_yaml(text, path)
     if tree is None:
         return {}
@@ -111,6 +115,15 @@ def _read_file(path: str) -> dict[object, object]:
             f"{path} holds {shown(tree)}; allowed: a mapping of {', '.join(JobConfig.model_fields)}"
         )
     return tree
+
+
+def _is_text(content: bytes) -> bool:
+    """Whether it can be YAML: UTF-8, or UTF-16 that says so."""
+    try:
+        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return "\0" not in text
 
 
 class _Loader(yaml.SafeLoader):
@@ -143,7 +156,10 @@ def parse_yaml(text: str | bytes, source: str) -> object:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigurationError(f"{source}{place}: {error.problem or 'not valid YAML'}") from None
+        problem = error.problem or "not valid YAML"
+        if "'\\t'" in problem:
+            problem = "a tab; YAML is indented with spaces"
+        raise ConfigurationError(f"{source}{place}: {problem}") from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         # PyYAML lets its constructors' own errors through, as for the date 2024-13-45.
         raise ConfigurationError(
@@ -206,7 +222,7 @@ def _problem(path: str, details: ErrorDetails) -> str:
             return f"{path}: {details['ctx']['error']}{flag}".removeprefix(": ")
         case "model_type" | "mapping_type" | "dict_type" if field is None:
             return f"{path}: given {shown(given)}; allowed: a mapping of fields, as in `{path}: {{...}}`"
-    if field and (field.name == path or details["type"] == "model_type"):
+    if field and (field.name == path or details["type"] in ("model_type", "dict_type")):
         allowed = field.type
     else:  # inside a list or a mapping pydantic says it closer
         allowed = re.sub(r"^Input should be (a valid )?", "", details["msg"])

@@ -35,15 +35,16 @@ from encoders.tokenizer import Tokenizer
 from jobs.carry import carry_over, plan_carrying
 from jobs.changes import Changes, Comparison, nothing_changed, report_changes
 from jobs.cli import PROGRAM, Invocation, parse
-from jobs.command import Answer, carry_out
+from jobs.command import Answer, carry_out, under_way
 from jobs.commit import build_manifest, publish
 from jobs.config import EncoderConfig, JobConfig, dump_config
 from jobs.corpus import list_corpus
 from jobs.duplicates import IdScan, known_repeats, repeated_ids
 from jobs.errors import ConfigurationError, CorpusError, FileChangedError, OutputBusyError, StorageError
-from jobs.footers import BadShard, Footer, read_footers
+from jobs.footers import BadShard, Footer, check_columns, read_footers
 from jobs.job import Job, folder_of, know_output, set_up
 from jobs.lease import Lease, Patience, held_lease
+from jobs.machine import check_machine
 from jobs.manifests import id_of
 from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_shards
 from jobs.progress import ProgressLine, Tally
@@ -95,6 +96,8 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
             known = known_repeats(fragments_of(job.corpus, layout, reading), job.holdings.manifest)
             layout = replace(layout, repeated_ids=known)
         plan = _plan(job, layout, reading)
+        if plan.work:
+            check_machine(config.compute)
         return show_plan(console, plan, job.records, job.store.location.uri, raw_views=job.raw_views)
     patience = Patience(wait=config.output.lease_wait_seconds)
     with held_lease(
@@ -141,18 +144,20 @@ def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str,
     if plan.work:
         _check_chunks(job, reading)
         ray_seconds += _connect(job.config)
-        spec = replace(_run_spec(job, reading), most_deadly=min(MOST_DEADLY_ROWS, limit.left))
-        work = _carry_over(job, plan, spec, console)
-        with contextlib.closing(_embed(spec, work, job.config, tally, console)) as receipts:
-            for receipt in receipts:
-                lease.check()
-                limit.add(receipt)
-    try:
-        manifest, changes = _commit(job, plan, tally, layout, reading.record(), lease)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "readers see the old dataset or the new one, whole; the same command goes on from here"
-        ) from None
+    with under_way():
+        if plan.work:
+            spec = replace(_run_spec(job, reading), most_deadly=min(MOST_DEADLY_ROWS, limit.left))
+            work = _carry_over(job, plan, spec, console)
+            with contextlib.closing(_embed(spec, work, job.config, tally, console)) as receipts:
+                for receipt in receipts:
+                    lease.check()
+                    limit.add(receipt)
+        try:
+            manifest, changes = _commit(job, plan, tally, layout, reading.record(), lease)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "readers see the old dataset or the new one, whole; the same command goes on from here"
+            ) from None
     times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
     uri = job.store.location.uri
     return show_run(console, plan, tally, manifest, times, uri, changes=changes, raw_views=job.raw_views)
@@ -163,10 +168,8 @@ def _read_footers(job: Job) -> tuple[list[Footer | BadShard], float]:
     location, columns = job.corpus.location, job.config.input.columns()
     most = job.config.input.max_fragment_bytes
     shards = unknown_shards(job.corpus, job.holdings.manifest, columns, job.config.input.fragment_rows)
-    try:
-        read_footers(location, shards[:1], columns, most)
-    except CorpusError as error:  # the very first shard: rather a wrong name than a wrong corpus
-        raise ConfigurationError(str(error)) from error
+    if len(shards) == len(job.corpus.shards):  # the dataset's own shards have them
+        check_columns(location, shards, columns, most)
     if len(shards) <= _FOOTERS_ON_DRIVER:
         return read_footers(location, shards, columns, most), 0.0
     from jobs.pipeline import read_footers_on_cluster
@@ -228,10 +231,11 @@ def _calibrate(job: Job, layout: Layout, reading: Reading, console: Console) -> 
 
         seconds = _connect(job.config)
         console.print(f"Calibrating the ranges of int8 on {sum(sample.rows.values()):,} rows")
-        run = replace(_run_spec(job, reading), views=tuple(missing), precision="float32")
-        bounds = calibrate_fragments(run, sample.work(missing), job.config.compute)
-        new = calibrated(bounds, sample, missing)
-        found |= {task: keep(job.store, record) for task, record in new.items()}
+        with under_way():
+            run = replace(_run_spec(job, reading), views=tuple(missing), precision="float32")
+            bounds = calibrate_fragments(run, sample.work(missing), job.config.compute)
+            new = calibrated(bounds, sample, missing)
+            found |= {task: keep(job.store, record) for task, record in new.items()}
     specs, records = with_ranges(job.views, job.records, found)
     return replace(job, views=specs, records=records, ranges={**job.ranges, **found}), seconds
 
@@ -269,6 +273,12 @@ def _check_chunks(job: Job, reading: Reading) -> None:
 
 
 def _connect(config: JobConfig) -> float:
+    """Have a Ray with room for encoders; says how long it took."""
+    check_machine(config.compute)
+    return _connect_any(config)
+
+
+def _connect_any(config: JobConfig) -> float:
     from jobs.cluster import connect
 
     started = time.monotonic()
@@ -339,6 +349,7 @@ def _run_spec(job: Job, reading: Reading) -> RunSpec:
         compression_level=job.config.output.compression_level,
         row_group_rows=job.config.output.row_group_rows,
         max_fragment_bytes=job.config.input.max_fragment_bytes,
+        landmarks=job.landmarks,
     )
 
 
@@ -377,7 +388,7 @@ def _commit(
 def _compare(config: JobConfig, location: Location, comparison: Comparison) -> Counter[tuple[str, str]]:
     from jobs.joins import compare_on_cluster
 
-    _connect(config)
+    _connect_any(config)
     return compare_on_cluster(config.compute, location, comparison)
 
 

@@ -17,12 +17,16 @@ import pyarrow as pa
 
 from encoders.allocator import keep_freed_memory
 from encoders.encoder import Encoder
-from encoders.finishing import cast
+from encoders.finishing import cast, unstorable
 from encoders.preflight import Preflight
 from encoders.tokenized import TokenizedTexts
 from jobs.cargo import replaced, tokens_of, unpack_table, vector_columns
 from jobs.losses import only, without_deadly, without_lost
+from jobs.rows import NOT_FINITE, OUT_OF_MEMORY
 from jobs.run_spec import Encoding, RunSpec, Work
+
+# Of no more nothing can be told about the model; whether they are too many says the limit on rejects.
+_FEW_VECTORS = 8
 
 
 class EncodeFragment:
@@ -70,7 +74,7 @@ class EncodeFragment:
         work = Work.from_json(row["work"][0].as_py())
         vectors: dict[str, pa.Array] = {}
         num_tokens = num_padding = 0
-        lost = []
+        lost: dict[str, list[npt.NDArray[np.int64]]] = {OUT_OF_MEMORY: [], NOT_FINITE: []}
         prompts, encodings = self._run.prompts(work), self._run.encodings(work)
         ragged = [tokens_of(tokens, key) for key, _ in enumerate(prompts)]
         for encoding in self._by_adapter(encodings):
@@ -80,8 +84,10 @@ class EncodeFragment:
                 self._preflight.prove(texts)
                 self._unproven.remove(encoding)
             encoded = self._encoder.encode_what_fits(texts)
-            lost.append(_vectors_of(texts, encoded.lost))
-            encoded.vectors[lost[-1]] = 0.0  # they are dropped below, and nothing is stored that is no number
+            lost[OUT_OF_MEMORY].append(_vectors_of(texts, encoded.lost))
+            encoded.vectors[lost[OUT_OF_MEMORY][-1]] = 0.0  # they are dropped below
+            lost[NOT_FINITE].append(self._spoilt(encoded.vectors))
+            encoded.vectors[lost[NOT_FINITE][-1]] = 0.0
             key = encodings.index(encoding)
             vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.encoded_precision))
             num_tokens += len(texts.token_ids)  # as the parts have them, equal texts too
@@ -100,12 +106,23 @@ class EncodeFragment:
             "num_encodings": len(encodings),
             "actor": self._name,
         }
-        places = np.concatenate([np.empty(0, np.int64), *lost])
-        if len(places):
+        places = {reason: np.concatenate([np.empty(0, np.int64), *some]) for reason, some in lost.items()}
+        if any(map(len, places.values())):
             cells |= without_lost(row, pa.table(vectors), places)
         encoded_row = replaced(row, cells, without=("tokens", "row_numbers"))
         self._idle_since = time.perf_counter()
         return encoded_row
+
+    def _spoilt(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        """Which vectors cannot be stored; if most of them cannot, it is not for the texts.
+
+        Raises:
+            EncoderError: The model overflows in this number format.
+        """
+        spoilt = unstorable(vectors, self._run.encoded_precision)
+        if len(spoilt) > max(_FEW_VECTORS, len(vectors) // 2):
+            cast(vectors, self._run.encoded_precision)
+        return spoilt
 
     def _by_adapter(self, encodings: Sequence[Encoding]) -> list[Encoding]:
         """Those of the adapter in use, then those of each other one."""

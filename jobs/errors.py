@@ -1,5 +1,8 @@
 """What a job raises on purpose; the root and the encoders' branch are in `encoders.errors`.
 
+An exit code of 2 is for what is found before anything is started; the same found later is a JobError of its own
+(`jobs.command.under_way`).
+
 TaskvecError
 └── JobError
     ├── ConfigurationError       the command cannot work as written; nothing was started   (exit code 2)

@@ -37,6 +37,10 @@ def shown(value: object) -> str:
 
 def _uri(uri: str) -> str:
     """The URI as `Location` keeps it: a path becomes absolute, s3:// stays as it is."""
+    if uri.startswith("--"):
+        raise ValueError(
+            f"given {shown(uri)}, which is a flag; give a path, file:///path or s3://bucket/path before it"
+        )
     scheme, separator, rest = uri.partition("://")
     host = rest.partition("/")[0]
     if separator and ("@" in host or (":" in host and not host.startswith("arn:"))):

@@ -2,7 +2,8 @@
 
 A footer decides whether the run can go on at all. A shard that is no Parquet file is a value, a `BadShard`
 with its reason, because one broken upload in a million is the owner's choice to skip or to mend. A shard
-whose columns are not what the configuration promises is a CorpusError, because the next one will be the same.
+whose columns are not what the configuration promises is a CorpusError, because the next one will be the same;
+and if none has them, it is the configuration that is wrong.
 
 Columns with Arrow extension types are refused here, before any page is decoded, at any depth: libraries
 register such types with code that runs on the content (Ray's unpickle it). Columns that nobody asked for are
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from jobs.corpus import Shard
-from jobs.errors import CorpusError
+from jobs.errors import ConfigurationError, CorpusError
 from jobs.parquet import extensions, listed, open_parquet, quoted, reason_of, shortened
 from jobs.storage import Location, Store, open_store
 
@@ -31,6 +32,8 @@ _NULL = "null"
 _VALUE_BYTES = {"INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
 # What the columns of a fragment may take, unless the configuration says otherwise.
 MAX_FRAGMENT_BYTES = 2_000_000_000
+# Shards that must all lack a column before its name is held to be wrong.
+_SAMPLED = 16
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,33 @@ def read_footers(
     store = open_store(location)
     with ThreadPool(threads) as pool:  # at whose end, unlike an executor's, nobody waits for what hangs
         return list(pool.imap(lambda shard: read_footer(store, shard, wanted, max_fragment_bytes), shards))
+
+
+def check_columns(
+    location: Location,
+    shards: Sequence[Shard],
+    wanted: Columns,
+    max_fragment_bytes: int = MAX_FRAGMENT_BYTES,
+) -> None:
+    """Tell a wrong command from a wrong corpus, whatever the order of the shards: look at a few, spread over all.
+
+    Raises:
+        ConfigurationError: None of them has the wanted columns as they are wanted.
+        StorageError: As `read_footer`.
+    """
+    last = len(shards) - 1
+    places = sorted({round(place * last / (_SAMPLED - 1)) for place in range(_SAMPLED)}) if shards else []
+    refused = []
+    for place in places:
+        try:
+            footer = read_footer(open_store(location), shards[place], wanted, max_fragment_bytes)
+        except CorpusError as error:
+            refused.append(error)
+        else:
+            if isinstance(footer, Footer):
+                return
+    if refused:
+        raise ConfigurationError(str(refused[0])) from refused[0]
 
 
 def check_same_columns(footers: Iterable[Footer], wanted: Columns) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from encoders.errors import EncoderError
 from encoders.late_chunking import refuse_late_chunking
@@ -14,12 +15,16 @@ from jobs.config import JobConfig
 from jobs.corpus import Corpus, list_corpus, refuse_overlap
 from jobs.errors import ConfigurationError
 from jobs.holdings import Holdings, refuse_other_dataset, take_stock
+from jobs.lease import LOCK
 from jobs.parts import refuse_clashes
 from jobs.protocols import resolve, space_of
 from jobs.ranges import held_ranges, ranges_from, with_ranges
 from jobs.records import RangesRecord, ViewRecord
 from jobs.run_spec import ViewSpec
 from jobs.storage import Location, Store, open_store
+
+# In the path of what `ray job submit --working-dir` brings, which is the job's current directory.
+_UNPACKED = "/runtime_resources/working_dir_files/"
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,14 @@ class Job:
     store: Store
     holdings: Holdings = field(default_factory=lambda: Holdings(None, (), {}))
     ranges: Mapping[str, RangesRecord] = field(default_factory=dict)
+
+    @property
+    def landmarks(self) -> tuple[tuple[str, ...], ...]:
+        """What a worker must see of a corpus and an output on paths: one of some shards, and the lock of this run."""
+        shards, store = self.corpus.shards, self.store.location.uri
+        few = (shards[0], shards[len(shards) // 2], shards[-1])  # one may go while the run is under way
+        groups = (tuple(f"{self.corpus.location.uri}/{shard.path}" for shard in few), (f"{store}/{LOCK}",))
+        return tuple(group for group in groups if not group[0].startswith("s3://"))
 
     @property
     def raw_views(self) -> tuple[str, ...]:
@@ -88,11 +101,28 @@ def set_up(config: JobConfig) -> Job:
     except EncoderError as error:
         raise ConfigurationError(str(error)) from error
     source, target = config.input.location(), config.output.location()
+    _refuse_place(target)
     corpus = list_corpus(source)
     chunks = encoder.long_text in ("chunk", "late_chunk")
     refuse_clashes(corpus.partition_keys, config.input.columns(), chunks=chunks)
     refuse_overlap(corpus, source, target)
     return Job(config, protocol, tuple(views), records, corpus, open_store(target))
+
+
+def _refuse_place(target: Location) -> None:
+    """Refuse a path at which no dataset can be, or would not be for long."""
+    if target.uri.startswith("s3://"):
+        return
+    path = Path(target.uri).resolve()
+    if file := next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), None):
+        raise ConfigurationError(
+            f"the output {target.uri} cannot be a folder, for {file} is a file; give another path, or move the file"
+        )
+    if _UNPACKED in path.as_posix():
+        raise ConfigurationError(
+            f"the output {target.uri} is where Ray unpacks the files of this job, and goes with them; give an absolute "
+            "path on a file system that all nodes share, or s3://bucket/prefix"
+        )
 
 
 def know_output(job: Job) -> Job:

@@ -41,7 +41,12 @@ def refuse_clashes(partition_keys: Sequence[str], columns: Columns, *, chunks: b
                 f"column {name!r} would clash with the output's own {name.lower()!r}, which chunks have; rename it in "
                 "the corpus, leave it out of keep_columns, or take another encoder.long_text"
             )
-    for key in partition_keys:
+    for number, key in enumerate(partition_keys):
+        if key.lower() in [other.lower() for other in partition_keys[:number]]:
+            raise ConfigurationError(
+                f"the corpus is partitioned by {key!r} twice (in SQL, which tells no case: "
+                f"{', '.join(map(repr, partition_keys))}); rename the folders of one of them"
+            )
         if key.lower() in own:
             raise ConfigurationError(
                 f"the corpus is partitioned by {key!r}, and so is the output, where {key.lower()!r} has a meaning of "

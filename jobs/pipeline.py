@@ -155,7 +155,7 @@ def _stages(
             _Stage(last, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
         ]
     room = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_threads)  # an autoscaler may find more
-    most = most or room
+    most = most or max(least, room)
     first = max(least, min(most, room))
     if readers is None:
         whole = pool(least, most, first, at_once=2)

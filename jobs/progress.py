@@ -6,6 +6,7 @@ a log file a line now and then.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -14,11 +15,13 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jobs.records import Receipt
 
-_LOG_EVERY_SECONDS = 10.0
+_LOG_EVERY_SECONDS = 10.0  # where fragments are finished
+_SIGN_EVERY_SECONDS = 60.0  # where none is
+_BEGINNING = "loading the model, then the first fragments"
 
 
 @dataclass
@@ -88,43 +91,81 @@ class Tally:
 
 
 class ProgressLine:
-    """Shows how far a run is; use as a context, and call `update` after each fragment."""
+    """Shows how far a run is; use as a context, and call `update` after each fragment.
 
-    def __init__(self, console: Console, num_fragments: int, num_rows: int) -> None:
+    A log gets a line after fragments, and one a minute as long as none is done: a model may take minutes to load, and
+    the first fragments too.
+    """
+
+    def __init__(
+        self, console: Console, num_fragments: int, num_rows: int, sign_seconds: float = _SIGN_EVERY_SECONDS
+    ) -> None:
         self._console = console
         self._num_fragments = num_fragments
         self._num_rows = num_rows
+        self._sign_seconds = sign_seconds
+        self._tally = Tally()
         self._started = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.fields[fragments]}"),
             BarColumn(),
             TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=num_rows, fragments=self._fragments(0), speed="starting")
+        self._task = self._bar.add_task("", total=num_rows, fragments=self._fragments(0), speed=_BEGINNING)
+        self._done = threading.Event()
+        self._signs = threading.Thread(target=self._give_signs, name="progress", daemon=True)
 
     def _fragments(self, done: int) -> str:
         return f"{done}/{self._num_fragments} fragments"
 
     def __enter__(self) -> ProgressLine:
         self._bar.start()
+        if not self._console.is_terminal:
+            self._signs.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._signs.is_alive():
+            self._signs.join()
         self._bar.stop()
 
     def update(self, tally: Tally) -> None:
         """Show the state after another fragment."""
-        now = time.monotonic()
-        elapsed = max(now - self._started, 1e-9)
+        self._tally = tally
         done = self._fragments(len(tally.receipts))
-        speed = f"{tally.rows / elapsed:,.0f} rows/s, {tally.tokens / elapsed:,.0f} tokens/s"
-        self._bar.update(self._task, completed=tally.rows, fragments=done, speed=speed)
+        self._bar.update(self._task, completed=tally.rows, fragments=done, speed=self._speed())
+        now = time.monotonic()
         finished = len(tally.receipts) == self._num_fragments
         if not self._console.is_terminal and (now - self._last_line > _LOG_EVERY_SECONDS or finished):
-            self._last_line = now
-            left = timedelta(seconds=round(elapsed / max(tally.rows, 1) * (self._num_rows - tally.rows)))
-            rows = f"{tally.rows:,}/{self._num_rows:,} rows"
-            self._console.print(f"{done}, {rows}, {speed}, {left} left", highlight=False)
+            self._print()
+
+    def _give_signs(self) -> None:
+        while not self._done.wait(self._last_line + self._sign_seconds - time.monotonic()):
+            if time.monotonic() - self._last_line >= self._sign_seconds:
+                self._print()
+
+    def _print(self) -> None:
+        self._last_line = time.monotonic()
+        rows, done = self._tally.rows, len(self._tally.receipts)
+        elapsed = self._last_line - self._started
+        left = f"{_as_time(elapsed / rows * (self._num_rows - rows))} left" if rows else "time left unknown"
+        self._console.print(
+            f"{self._fragments(done)}, {rows:,}/{self._num_rows:,} rows, {self._speed()}, {_as_time(elapsed)} "
+            f"elapsed, {left}",
+            highlight=False,
+        )
+
+    def _speed(self) -> str:
+        if not self._tally.receipts:
+            return _BEGINNING
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        return f"{self._tally.rows / elapsed:,.0f} rows/s, {self._tally.tokens / elapsed:,.0f} tokens/s"
+
+
+def _as_time(seconds: float) -> timedelta:
+    return timedelta(seconds=round(seconds))

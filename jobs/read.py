@@ -42,9 +42,14 @@ class Opened(NamedTuple):
 
 
 class Reader:
-    """Reads and tokenizes; load it once in each process."""
+    """Reads and tokenizes; load it once in each process.
+
+    Raises:
+        StorageError: This machine does not see the corpus or the output.
+    """
 
     def __init__(self, run: RunSpec) -> None:
+        run.check_disk()
         self._run = run
         self._store, self._output = open_store(run.corpus), open_store(run.output)
         self._tokenizer = Tokenizer(run.protocol)

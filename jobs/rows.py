@@ -28,9 +28,10 @@ NO_TOKENS = "no_tokens"
 TOO_LONG = "too_long"
 UNREADABLE = "unreadable_shard"
 OUT_OF_MEMORY = "out_of_memory"
+NOT_FINITE = "not_finite"
 KILLED_WORKER = "killed_worker"
-# Another machine may have no such rejects.
-OF_THE_MACHINE = frozenset({OUT_OF_MEMORY, KILLED_WORKER})
+# Another machine, or another number format, may have no such rejects.
+OF_THE_MACHINE = frozenset({OUT_OF_MEMORY, NOT_FINITE, KILLED_WORKER})
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import TypeAdapter
@@ -14,6 +16,7 @@ from encoders.quantization import QUANTIZED, Ranges
 from encoders.space import Space, digest
 from encoders.tasks import View
 from jobs.encoder_section import Dtype
+from jobs.errors import StorageError
 from jobs.footers import MAX_FRAGMENT_BYTES
 from jobs.fragments import Fragment
 from jobs.rows import Reading
@@ -78,6 +81,7 @@ class RunSpec:
         max_fragment_bytes: That the columns of a fragment may take once they are decoded.
         deaths: Name of the Ray actor that knows what workers died of; "" outside the pipeline.
         most_deadly: Rows that may go without a vector because workers die of them.
+        landmarks: Files on the driver's disk; of each group a worker must see one, or it has another disk.
     """
 
     corpus: Location
@@ -97,6 +101,20 @@ class RunSpec:
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES
     deaths: str = ""
     most_deadly: int = MOST_DEADLY_ROWS
+    landmarks: tuple[tuple[str, ...], ...] = ()
+
+    def check_disk(self) -> None:
+        """Refuse to work where the paths of the corpus and the output are not those that the driver sees.
+
+        Raises:
+            StorageError: They are not. A writer would make parts that nobody finds.
+        """
+        for group in self.landmarks:
+            if not any(Path(path).exists() for path in group):
+                raise StorageError(
+                    f"a worker on {platform.node()} does not see {group[0]}: paths of a corpus and an output must be "
+                    "on a file system that all nodes of the cluster share; use one, or s3:// URIs"
+                )
 
     @property
     def encoded_precision(self) -> str:

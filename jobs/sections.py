@@ -92,7 +92,7 @@ class InputConfig(Section):
     on_bad_shard: OnBadShard = Field(
         default="fail",
         description="What to do about a shard that is no readable Parquet file: fail the run, or skip the shard and "
-        "record it.",
+        "record it. One whose columns are missing or of another type fails the run either way.",
     )
     on_changed_shard: OnChangedShard = Field(
         default="fail",
@@ -112,17 +112,26 @@ class InputConfig(Section):
 
     @model_validator(mode="after")
     def _names_do_not_clash(self) -> Self:
+        """Of the output's columns two that differ in case only are one in SQL, and readers take either."""
         _refuse_repeats("text_columns", self.text_columns)
+        by_name: dict[str, str] = {}
+        for name in self.keep_columns:
+            other = by_name.setdefault(name.lower(), name)
+            if other != name:
+                raise ValueError(
+                    f"keep_columns holds {shown(other)} and {shown(name)}, which are one column in SQL; keep one of "
+                    "them, or rename it in the corpus"
+                )
         _refuse_repeats("keep_columns", self.keep_columns)
-        if self.id_column in self.keep_columns:
+        if (same := by_name.get(self.id_column.lower())) is not None:
             raise ValueError(
-                f"keep_columns holds the id column {shown(self.id_column)}, which is kept anyway; "
-                "leave it out of keep_columns"
+                f"keep_columns holds {shown(same)}, and the id column {shown(self.id_column)} is kept anyway (SQL "
+                "tells no case); leave it out of keep_columns"
             )
         for name in (self.id_column, *self.keep_columns):
-            if name in OUTPUT_COLUMNS:
+            if name.lower() in OUTPUT_COLUMNS:
                 raise ValueError(
-                    f"column {name!r} would clash with the output's own {name!r}; allowed: any name but "
+                    f"column {name!r} would clash with the output's own {name.lower()!r}; allowed: any name but "
                     f"{', '.join(OUTPUT_COLUMNS)}; rename it in the corpus or leave it out of keep_columns"
                 )
         return self
@@ -149,14 +158,19 @@ class ComputeConfig(Section):
     device: Device = Field(
         default="auto", description="Where to encode; auto: on GPUs if the cluster has any."
     )
-    min_actors: PositiveInt = Field(default=1, description="Encoders to keep running at least.")
+    min_actors: PositiveInt = Field(
+        default=1,
+        description="Encoders to begin with and to keep running at least, if there are fragments for so many. On GPUs "
+        "Ray adds the others one after the other, so give the number of GPUs that are there already.",
+    )
     max_actors: PositiveInt | None = Field(
         default=None,
         description="Encoders at most, each with its own model. null: as many as there are GPUs, or cores for them.",
     )
     cpus_per_actor: PositiveInt | None = Field(
         default=None,
-        description="Cores of one encoder that computes on CPUs. null: those of the smallest node, 8 at most.",
+        description="Cores of one encoder that computes on CPUs. null: those of the smallest node, 8 at most, fewer "
+        "where min_actors must fit.",
     )
     gpus_per_actor: PositiveFloat = Field(
         default=1.0, description="GPUs for one encoder; below 1, several share a GPU."
@@ -199,6 +213,15 @@ class ComputeConfig(Section):
             )
         if self.gpus_per_actor > 1 and not self.gpus_per_actor.is_integer():
             raise ValueError(f"gpus_per_actor is {self.gpus_per_actor}; allowed: up to 1, or a whole number")
+        if self.device == "cpu" and self.gpus_per_actor != 1:
+            raise ValueError(
+                f"gpus_per_actor is {self.gpus_per_actor:g}, and device: cpu uses no GPU; leave out one of the two"
+            )
+        if self.device == "cuda" and self.cpus_per_actor is not None:
+            raise ValueError(
+                f"cpus_per_actor is {self.cpus_per_actor}, and is for encoders that compute on CPUs, not for device: "
+                "cuda; leave out one of the two"
+            )
         if self.num_cpus is not None and self.ray_address not in (None, "local"):
             raise ValueError(
                 "num_cpus is for a local Ray, and ray_address names a cluster; leave out one of the two"

@@ -53,7 +53,7 @@ def show_plan(
         behind = f" ... {view.suffix!r}" if view.suffix else ""
         lines[f"view {name}"] = f"{space}, prompt {view.prompt!r}{behind}"
     lines |= _raw(raw_views)
-    _print_table(console, "Plan; nothing was touched", lines)
+    _print_table(console, "Plan; nothing was written", lines)
     return {**counts, "views": list(views), "output": output}
 
 

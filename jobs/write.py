@@ -26,9 +26,14 @@ from jobs.storage import open_store
 
 
 class Writer:
-    """Writes what fragments gave."""
+    """Writes what fragments gave.
+
+    Raises:
+        StorageError: This machine does not see the corpus or the output.
+    """
 
     def __init__(self, run: RunSpec) -> None:
+        run.check_disk()
         self._run = run
         self._store = open_store(run.output)
 

@@ -181,11 +181,13 @@ def test_a_submitted_working_directory_leaves_out_what_can_be_made_again() -> No
         ".git/HEAD",
         ".venv/bin/python",
         "demo/corpus/docs.parquet",
+        "corpus/a.parquet",
+        "vectors/task=retrieval/role=document/part-0.parquet",
         "jobs/__pycache__/embed.cpython-312.pyc",
     ]
     assert all(excluded(ROOT / path) for path in left_out)
     assert not [
         path
-        for path in ("jobs/embed.py", "encoders/encoder.py", "examples/demo.yaml")
+        for path in ("jobs/embed.py", "jobs/corpus.py", "encoders/encoder.py", "examples/demo.yaml")
         if excluded(ROOT / path)
     ]

@@ -53,14 +53,14 @@ ODD_TEXTS = {
 
 @cache
 def documentation(num_texts: int) -> tuple[str, ...]:
-    """Documentation strings of the standard library's own source files: 20 whole ones, of the others the summary."""
+    """Documentation strings of the standard library itself: every fifth whole, of the others the summary."""
     texts: dict[str, None] = {}
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (
                 text := ast.get_docstring(node)
             ):
-                texts[text if len(texts) % 50 == 0 else text.partition("\n\n")[0]] = None
+                texts[text if len(texts) % 5 == 0 else text.partition("\n\n")[0]] = None
         if len(texts) >= num_texts:
             return tuple(texts)[:num_texts]
     raise AssertionError(f"only {len(texts)} documentation strings")
@@ -96,6 +96,16 @@ def test_minilm_in_another_order_and_budget_is_the_same(minilm: MiniLM, max_batc
     order = np.random.default_rng(max_batch_tokens).permutation(len(minilm.texts))[:200]
     vectors = minilm.encode([minilm.texts[row] for row in order], max_batch_tokens)
     assert_same(vectors, minilm.reference[order])
+
+
+@pytest.mark.slow
+def test_minilm_alone_with_each_of_its_texts_is_the_same(minilm: MiniLM) -> None:
+    lengths = minilm.tokenizer.prepare(minilm.texts).lengths
+    assert len(lengths) == 1000 + len(ODD_TEXTS)
+    assert lengths.max() == 256  # as long as the model takes them, and of all lengths below
+    assert len(np.unique(lengths)) > 50
+    alone = np.concatenate([minilm.encode([text]) for text in minilm.texts])
+    assert_same(alone, minilm.reference)
 
 
 @pytest.mark.parametrize("name", ODD_TEXTS)

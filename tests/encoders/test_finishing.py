@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from encoders.errors import EncoderError, ModelNotFoundError, UnsupportedModelError
-from encoders.finishing import Finisher, cast
+from encoders.finishing import Finisher, cast, unstorable
 from encoders.protocol import resolve_protocol
 from tests.encoders.repositories import MEAN, WIDTH, dense, edit_json, write_repository
 
@@ -84,5 +84,6 @@ def test_the_cast_names_the_first_vector_that_cannot_be_stored(
 ) -> None:
     vectors = np.zeros((4, 3), np.float32)
     vectors[2:, 1] = value
+    assert unstorable(vectors, precision).tolist() == [2, 3]
     with pytest.raises(EncoderError, match=rf"2 of 4 vectors.*row 2\) {cause}.*encoder\.precision"):
         cast(vectors, precision)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import copytree
+from threading import Thread
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoders.errors import ModelNotFoundError, UnsupportedModelError
+from encoders.errors import HubError, ModelNotFoundError, UnsupportedModelError
 from encoders.repository import open_repository
 from tests.encoders.repositories import write_json
 
@@ -91,21 +96,27 @@ def test_a_name_that_the_hub_cannot_have_is_an_error(model: str) -> None:
         open_repository(model)
 
 
-@pytest.mark.parametrize("settings", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+@pytest.mark.parametrize(
+    ("settings", "kind", "told"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "ModelNotFoundError", "HF_HUB_OFFLINE forbids to ask the Hub"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "HubError", "cannot be had from the Hub now (ConnectError: "),
+    ],
+)
 @pytest.mark.parametrize("model", ["org/no-such-model", "no-such-model"])
 def test_a_hub_that_cannot_be_reached_is_said_at_once(
-    model: str, settings: dict[str, str], tmp_path: Path
+    model: str, settings: dict[str, str], kind: str, told: str, tmp_path: Path
 ) -> None:
     script = (
         "import sys, time\n"
         "import huggingface_hub\n"
-        "from encoders.errors import ModelNotFoundError\n"
+        "from encoders.errors import TaskvecError\n"
         "from encoders.repository import open_repository\n"
         "started = time.monotonic()\n"
         "try:\n"
         "    open_repository(sys.argv[1])\n"
-        "except ModelNotFoundError as error:\n"
-        "    print(time.monotonic() - started, error)\n"
+        "except TaskvecError as error:\n"
+        "    print(time.monotonic() - started, type(error).__name__, error)\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     done = subprocess.run(
@@ -116,9 +127,77 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(
         check=True,
         timeout=60,
     )
-    seconds, _, message = done.stdout.partition(" ")
+    seconds, raised, message = done.stdout.split(" ", 2)
     assert float(seconds) < 5
-    assert f"'{model}' is no folder here, and the Hub cannot be reached" in message
+    assert raised == kind
+    assert f"'{model}' is no folder here" in message
+    assert told in message
+    assert str(tmp_path) in message
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A Hub that answers everything with one status, and with 200 that it has a repository of one file."""
+
+    status = 200
+
+    def do_GET(self) -> None:
+        file = {"type": "file", "path": "config.json", "oid": "0" * 40, "size": 2}
+        answers = {"/api/models/org/name/revision/main": {"id": "org/name", "sha": "1" * 40}}
+        answer = json.dumps(answers.get(self.path, [file])).encode()
+        self.send_response(self.status)
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.send_header("ETag", '"0"')
+        if self.status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Not on the tests' stderr."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The cache of a process whose Hub is a server here."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        files = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path / "hub"
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("status", "kind", "told"),
+    [
+        (500, HubError, "HfHubHTTPError.*500"),
+        (503, HubError, "HfHubHTTPError.*503"),
+        (429, HubError, "HfHubHTTPError.*429"),
+        (403, ModelNotFoundError, "refuses it with status 403"),
+        (404, ModelNotFoundError, "no model 'org/name'.*HF_TOKEN"),
+    ],
+)
+def test_a_hub_that_fails_is_not_one_that_refuses(
+    status: int, kind: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hub, "status", status)
+    with pytest.raises(kind, match=told):
+        open_repository("org/name")
+
+
+def test_a_cache_that_cannot_be_written_says_nothing_of_the_model(hub: Path) -> None:
+    hub.write_text("no folder")
+    with pytest.raises(HubError, match=rf"NotADirectoryError.*the disk of {hub}"):
+        open_repository("org/name")
 
 
 def test_a_folder_is_found_again_if_it_is_the_same(folder: Path) -> None:

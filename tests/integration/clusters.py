@@ -30,6 +30,8 @@ RAY = str(Path(sysconfig.get_path("scripts")) / "ray")
 NUM_NODES = 2
 _MARK = "TASKVEC_TEST_CLUSTER"
 _START_SECONDS = 180.0
+# Ray refuses more; a single one of the folders that stay behind would be too much.
+_MOST_UPLOADED_BYTES = 100 * 2**20
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Cluster:
         address: Of the Jobs API.
         gcs_address: What a driver connects to.
         token: What the cluster lets in.
-        working_dir: A copy of the project's code; no process of the cluster finds it without a job that brings it.
+        working_dir: A copy of the project; no process of the cluster finds its code without a job that brings it.
         environment: Of the cluster and of its clients.
         room: Folders of all of them.
     """
@@ -54,15 +56,15 @@ class Cluster:
     nodes: list[subprocess.Popen[bytes]]
     _stack: ExitStack
 
-    def ray(self, *arguments: str, timeout: float = 280) -> Outcome:
+    def ray(self, *arguments: str, cwd: Path | None = None, timeout: float = 280) -> Outcome:
         """Run Ray's own command line; it has ended when this returns."""
         environment = {**self.environment, "RAY_ADDRESS": self.address}
-        return finish(start([RAY, *arguments], self.room.elsewhere[2], environment), timeout)
+        return finish(start([RAY, *arguments], cwd or self.room.elsewhere[2], environment), timeout)
 
     def submit(self, submission_id: str, command: list[str], *options: str) -> Outcome:
-        """`ray job submit` with the project's code; waits for the job's end unless the options say otherwise."""
-        upload = ["--submission-id", submission_id, "--working-dir", str(self.working_dir)]
-        return self.ray("job", "submit", *upload, *options, "--", *command)
+        """`ray job submit --working-dir .`; waits for the job's end unless the options say otherwise."""
+        upload = ["--submission-id", submission_id, "--working-dir", "."]
+        return self.ray("job", "submit", *upload, *options, "--", *command, cwd=self.working_dir)
 
     def job(self, submission_id: str) -> dict[str, Any]:
         """What the Jobs API says of a job."""
@@ -160,9 +162,23 @@ def _token(where: Room) -> str:
 
 
 def _working_dir(where: Room) -> Path:
+    """The files of a clone, and beside them what lies there once it was worked with, more than Ray would take."""
     path = where.path / "project"
-    for package in ("encoders", "jobs"):
-        shutil.copytree(REPOSITORY / package, path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (REPOSITORY / name).is_file():  # not one that was removed and not committed
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, path / name)
+    for folder in (".git", ".venv", "demo", "corpus", "vectors", "jobs/__pycache__"):
+        (path / folder).mkdir(parents=True, exist_ok=True)
+        with (path / folder / "large.bin").open("wb") as file:
+            file.truncate(_MOST_UPLOADED_BYTES)
     return path
 
 

@@ -131,7 +131,7 @@ def arguments_for(model: Path, corpus: Path, out: Path, num_encoders: int = 1) -
         *("--input", str(corpus), "--output", str(out), "--model", str(model), "--set", views),
         *columns,
         *("--fragment-rows", str(FRAGMENT_ROWS), "--max-actors", str(num_encoders), "--dtype", "float32"),
-        *("--set", f"compute.cpus_per_actor={2 // num_encoders}"),
+        *("--set", f"compute.min_actors={num_encoders}"),  # which share the two cores
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from encoders.encoder import Encoder
@@ -86,16 +87,32 @@ GOOD = {"id": [1, 2], "text": ["a", "b"]}
 # Columns and types: the footers tell, before anything is read
 
 
-def test_a_column_that_one_shard_of_many_lacks(case: Case) -> None:
+@pytest.mark.parametrize("place", [0, 13, 19])
+def test_a_column_that_one_shard_of_many_lacks(case: Case, place: int) -> None:
     for number in range(20):
-        case.write(f"{number:02}.parquet", {"id": [1], "text" if number != 13 else "body": ["a"]})
-    case.refused(1, "'13.parquet' lacks the columns 'text'", "it has 'id', 'body'")
+        case.write(f"{number:02}.parquet", {"id": [1], "text" if number != place else "body": ["a"]})
+    case.refused(1, f"'{place:02}.parquet' lacks the columns 'text'", "it has 'id', 'body'")
+
+
+@pytest.mark.parametrize("place", [0, 19])
+def test_a_column_that_one_shard_of_many_has(case: Case, place: int) -> None:
+    for number in range(20):
+        case.write(f"{number:02}.parquet", {"id": [1], "text" if number == place else "body": ["a"]})
+    case.refused(1, f"'{1 if place == 0 else 0:02}.parquet' lacks the columns 'text'")
 
 
 def test_a_column_that_all_shards_lack(case: Case) -> None:
-    case.write("a.parquet", {"id": [1], "body": ["a"]})
-    case.write("b.parquet", {"id": [1], "body": ["a"]})
-    case.refused(2, "'a.parquet' lacks the columns 'text'", "it has 'id', 'body'")
+    for name in "bcd":
+        case.write(f"{name}.parquet", {"id": [1], "body": ["a"]})
+    (case.corpus / "a.parquet").write_bytes(b"")  # which says nothing of columns
+    case.refused(2, "'b.parquet' lacks the columns 'text'", "it has 'id', 'body'")
+
+
+def test_a_wanted_column_of_a_wrong_type_is_no_bad_shard(case: Case) -> None:
+    case.write("a.parquet", GOOD)
+    case.write("b.parquet", {"id": [1], "text": [1.5]})
+    skip = ("--set", "input.on_bad_shard=skip")
+    case.refused(1, "'b.parquet': the text column 'text' has type double", arguments=skip)
 
 
 def test_a_type_that_drifts_in_the_last_of_fifty_shards(case: Case) -> None:
@@ -193,13 +210,26 @@ def test_an_input_inside_the_output(case: Case) -> None:
     case.refused(2, "overlaps the input", arguments=["--output", str(case.corpus.parent)])
 
 
-def test_an_output_that_is_a_file(case: Case) -> None:
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+def test_an_output_that_is_a_file(case: Case, arguments: Sequence[str]) -> None:
     case.write("a.parquet", GOOD)
     case.out.write_text("mine")
-    outcome = case.run("--dry-run")
-    assert outcome.exit_code in (1, 2), outcome.stderr
+    outcome = case.run(*arguments)
+    assert outcome.exit_code == 2, outcome.stderr
     assert str(case.out) in outcome.stderr
     assert "Traceback" not in outcome.stderr
+    assert case.out.read_text() == "mine"
+
+
+def test_an_output_among_the_files_that_ray_unpacks_for_a_job(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.write("a.parquet", GOOD)
+    here = tmp_path / "session_x" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    case.refused(2, f"the output {here}/vectors", "absolute path", "s3://", arguments=["--output", "vectors"])
+    assert not list(here.iterdir())
 
 
 # Models, tasks, configuration
@@ -215,7 +245,7 @@ def test_a_model_whose_weights_only_an_encoder_finds_wanting(case: Case, tmp_pat
     model = write_repository(tmp_path / "holes")
     edit_weights(model, **{"encoder.layer.0.attention.self.query.weight": None})
     outcome = case.run("--model", str(model))
-    assert outcome.exit_code == 2, outcome.stderr
+    assert outcome.exit_code == 1, outcome.stderr  # encoders were started, and the model may be mended
     assert "its weights do not fill BertModel: 1 are missing" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert not (case.out / "_manifest.json").exists()
@@ -230,7 +260,7 @@ def test_an_encoder_whose_vectors_are_plausible_and_wrong_is_stopped_by_the_pref
     name = "encoder.block.0.layer.0.SelfAttention.o.weight"
     edit_weights(model, **{name: 9e4 * load_file(model / "model.safetensors")[name]})
     outcome = case.run("--model", str(model), "--dtype", "float16", task=("--task", "clustering"))
-    assert outcome.exit_code == 2, outcome.stderr
+    assert outcome.exit_code == 1, outcome.stderr
     said = " ".join(outcome.stderr.split())
     assert "texts encoded together in float16 have a cosine of 0.9" in said
     assert "to the plain path (one text, no padding), and 0.99 is the least" in said
@@ -241,6 +271,16 @@ def test_an_encoder_whose_vectors_are_plausible_and_wrong_is_stopped_by_the_pref
     encoder = Encoder.load(protocol, device="cpu", dtype="float16")
     vectors = encoder.encode(Tokenizer(protocol).prepare(TEXTS)).vectors
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)  # plausible, as was said
+
+
+def test_a_hub_that_cannot_be_reached_is_no_wrong_command(
+    case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    case.write("a.parquet", GOOD)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    case.refused(1, "'org/name' is no folder here", "ConnectError", arguments=["--model", "org/name"])
 
 
 def test_a_task_that_the_model_does_not_have(case: Case) -> None:
@@ -274,6 +314,13 @@ def test_a_gpu_that_this_machine_does_not_have(case: Case) -> None:
     assert outcome.seconds < 60
 
 
+def test_more_encoders_than_this_machine_has_cores(case: Case) -> None:
+    case.write("a.parquet", GOOD)
+    three = ["--set", "compute.min_actors=3", "--max-actors", "3"]
+    case.refused(2, "3 encoders (compute.min_actors)", "Ray has 2", arguments=three)
+    case.refused(2, "3 encoders (compute.min_actors)", "Ray has 2", arguments=[*three, "--dry-run"])
+
+
 def test_more_cores_for_an_encoder_than_this_machine_has(case: Case) -> None:
     case.write("a.parquet", GOOD)
     case.refused(
@@ -302,6 +349,11 @@ def test_a_partition_key_that_is_to_be_kept(case: Case, *, also_in_the_file: boo
     case.refused(
         2, "keep_columns holds 'lang'", "partition key", "leave it out", arguments=["--keep-column", "lang"]
     )
+
+
+def test_partition_keys_that_differ_in_case_only(case: Case) -> None:
+    case.write("lang=en/Lang=de/a.parquet", GOOD)
+    case.refused(2, "partitioned by 'Lang' twice", "rename the folders")
 
 
 def test_shards_with_different_partition_keys(case: Case) -> None:

@@ -55,13 +55,14 @@ def test_a_submitted_job_publishes_with_encoders_on_both_nodes(cluster: Cluster,
 def test_a_wrong_configuration_is_told_in_the_logs_and_gives_exit_code_2(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    corpus = tmp_path / "no-corpus"
-    finished = cluster.submit("wrong", command(corpus, tmp_path / "vectors"))
+    corpus = tmp_path / "corpus.parquet"
+    corpus.write_bytes(shard("a", 20))
+    finished = cluster.submit("wrong", [*job(), "--input", str(corpus), "--output", "vectors/"])
     assert finished.exit_code == 1  # Ray's command has one code for all failures
     told = cluster.job("wrong")
     assert (told["status"], told["driver_exit_code"]) == ("FAILED", 2)
     log = cluster.ray("job", "logs", "wrong").stdout
-    assert f"there are no files at '{corpus}'" in log
+    assert "is where Ray unpacks the files of this job, and goes with them; give an absolute path" in log
     assert "Traceback" not in log
 
 

@@ -205,7 +205,7 @@ def test_a_dry_run_tells_and_touches_nothing(
         2 * NUM_FRAGMENTS,
         NUM_ROWS,
     )
-    assert "nothing was touched" in outcome.stderr
+    assert "nothing was written" in outcome.stderr
     assert not (tmp_path / "none").exists()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -21,7 +22,9 @@ from tests.integration.conftest import (
     Embed,
     manifest_of,
     parts,
+    read_view,
     table_of,
+    vectors_of,
 )
 
 NUM_ROWS = len(SHARDS) * ROWS_PER_SHARD
@@ -122,15 +125,23 @@ def test_duckdb_opens_the_folder(dataset: Dataset) -> None:
     assert query(dataset, "DISTINCT len(embedding)") == [(DIM,)]
 
 
-def test_a_query_finds_its_document_in_duckdb(dataset: Dataset) -> None:
+def test_a_query_finds_the_nearest_document_in_duckdb(dataset: Dataset) -> None:
     files = f"{dataset.out}/task=*/**/*.parquet"
     with duckdb.connect() as connection:
-        (nearest,) = connection.sql(
+        found = connection.sql(
             f"""WITH v AS (SELECT * FROM read_parquet('{files}', hive_partitioning = true))
-            SELECT d.id FROM v q, v d WHERE q.role = 'query' AND d.role = 'document' AND q.id = 7
-            ORDER BY list_cosine_similarity(q.embedding, d.embedding) DESC LIMIT 1"""
-        ).fetchall()[0]
-    assert 0 <= nearest < NUM_ROWS
+            SELECT d.id, list_cosine_similarity(q.embedding, d.embedding) AS cosine FROM v q, v d
+            WHERE q.role = 'query' AND d.role = 'document' AND q.id = 7
+            ORDER BY cosine DESC"""
+        ).fetchall()
+    question = vectors_of(read_view(dataset.out, "query"))[7].astype(np.float64)
+    documents = vectors_of(read_view(dataset.out, "document")).astype(np.float64)
+    cosines = documents @ question / np.linalg.norm(documents, axis=1) / np.linalg.norm(question)
+    ids, scores = zip(*found, strict=True)
+    assert sorted(ids) == list(range(NUM_ROWS))
+    np.testing.assert_allclose(scores, cosines[list(ids)], atol=1e-6)
+    assert scores[0] > scores[1]
+    assert ids[0] == cosines.argmax()
 
 
 def test_ray_data_opens_the_folder(dataset: Dataset, embed: Embed) -> None:

@@ -179,6 +179,10 @@ def test_a_wrong_configuration_is_a_configuration_error_that_names_flags() -> No
         parse([*REQUIRED, *TASK, "--set", "encoder.prompts={a: 1, a: 2}"])
     with pytest.raises(ConfigurationError, match=r"allowed: auto \| integer > 0"):
         parse([*REQUIRED, *TASK, "--max-batch-tokens", "many"])
+    with pytest.raises(ConfigurationError, match=r"given -5; allowed: auto \| integer > 0"):
+        parse([*REQUIRED, *TASK, "--max-batch-tokens", "-5"])
+    with pytest.raises(ConfigurationError, match=r"--dry-run', which is a flag; give a path.*\(--input\)"):
+        parse(["--input", "--dry-run"])  # whose value is what follows
 
 
 @pytest.mark.parametrize(

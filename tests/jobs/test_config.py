@@ -70,7 +70,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "encoder.dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     "encoder.precision": st.sampled_from(["float32", "float16", "int8", "binary"]),
     "encoder.ranges_from": st.none(),
-    "compute.device": st.sampled_from(["auto", "cpu", "cuda"]),
+    "compute.device": st.just("auto"),  # on the others some of the next ones would be ignored
     "compute.min_actors": st.integers(min_value=1, max_value=4),
     "compute.max_actors": st.none() | st.integers(min_value=4),
     "compute.cpus_per_actor": st.none() | st.integers(min_value=1),
@@ -323,6 +323,8 @@ def test_a_missing_required_field_names_its_flag(field: Any) -> None:
         ),
         ("encoder.prompts", {"code": {"passage": "x"}}, "allowed: 'query' or 'document'"),
         ("encoder.prompts", {"Code": {}}, "lower-case"),
+        ("encoder.prompts", {"code": "x"}, "encoder.prompts.code: given 'x'; allowed: {task: {role: text}}"),
+        ("input.uri", "--dry-run", "given '--dry-run', which is a flag"),
         ("compute.gpus_per_actor", float("nan"), "given nan"),
         ("compute.gpus_per_actor", 1.5, "whole number"),
         (
@@ -339,6 +341,10 @@ def test_a_missing_required_field_names_its_flag(field: Any) -> None:
         ("input.keep_columns", ["a", "a"], "'a' more than once"),
         ("input.text_columns", ["a", "a"], "'a' more than once"),
         ("input.keep_columns", ["id"], "kept anyway"),
+        ("input.keep_columns", ["ID"], "'ID', and the id column 'id' is kept anyway"),
+        ("input.keep_columns", ["lang", "title", "Lang"], "'lang' and 'Lang', which are one column in SQL"),
+        ("input.keep_columns", ["Role"], "column 'Role' would clash with the output's own 'role'"),
+        ("input.id_column", "TASK", "column 'TASK' would clash with the output's own 'task'"),
         ("input.keep_columns", ["text_hash"], "would clash with the output's own 'text_hash'"),
         ("input.id_column", "embedding", "would clash with the output's own 'embedding'"),
         ("input.anonymous", True, "s3:// only"),
@@ -389,6 +395,13 @@ def test_options_that_would_be_ignored_together_are_refused() -> None:
     )
     assert "max_actors is 1" in refused(("compute.max_actors", 1), ("compute.min_actors", 2))
     assert "num_cpus" in refused(("compute.num_cpus", 1), ("compute.ray_address", "host:6379"))
+    assert "gpus_per_actor is 0.5" in refused(("compute.device", "cpu"), ("compute.gpus_per_actor", 0.5))
+    assert "cpus_per_actor is 2" in refused(("compute.device", "cuda"), ("compute.cpus_per_actor", 2))
+
+
+def test_columns_that_are_read_and_not_kept_may_differ_in_case_only() -> None:
+    columns = load(("input.text_columns", ["Title", "title"]), ("input.keep_columns", ["TITLE"])).input
+    assert columns.columns().names == ("id", "TITLE", "Title", "title")
 
 
 def test_what_concerns_int8_is_refused_without_it() -> None:
@@ -504,8 +517,17 @@ def test_a_file_that_is_missing_or_no_text_or_no_mapping_is_one_configuration_er
     with pytest.raises(ConfigurationError, match=r"cannot read .*nothing\.yaml.* \(No such file"):
         load_config(str(tmp_path / "nothing.yaml"), REQUIRED)
     (tmp_path / "bytes.yaml").write_bytes(b"PAR1\xff\x00\xfe")
-    with pytest.raises(ConfigurationError, match=r"bytes\.yaml"):
-        load_config(str(tmp_path / "bytes.yaml"), REQUIRED)
+    (tmp_path / "latin.yaml").write_bytes("input: {uri: café}".encode("latin-1"))
+    (tmp_path / "nul.yaml").write_bytes(b"PAR1\0")
+    for name in ("bytes", "latin", "nul"):
+        with pytest.raises(
+            ConfigurationError, match=rf"{name}\.yaml is no text in UTF-8; .* given with --input"
+        ):
+            load_config(str(tmp_path / f"{name}.yaml"), REQUIRED)
+    with pytest.raises(ConfigurationError, match="line 2, column 1: a tab; YAML is indented with spaces"):
+        load_config(write(tmp_path, "input:\n\turi: a"), REQUIRED)
+    (tmp_path / "utf16.yaml").write_bytes("encoder: {model: größe}".encode("utf-16"))
+    assert load_config(str(tmp_path / "utf16.yaml"), REQUIRED[:1] + REQUIRED[2:]).encoder.model == "größe"
     with pytest.raises(ConfigurationError, match="allowed: a mapping of input, encoder, compute, output"):
         load_config(write(tmp_path, "[input]"), REQUIRED)
     with pytest.raises(ConfigurationError, match="input: given 3; allowed: a mapping of fields"):

@@ -1,7 +1,8 @@
-"""A row whose text does not fit the encoder's memory becomes a reject, and every count balances."""
+"""A row of which the encoder makes no vector becomes a reject, and every count balances."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer as Backend
 
+from encoders.errors import EncoderError
 from jobs.cargo import pack, token_columns, tokens_of, unpack_table
 from jobs.encode import EncodeFragment
 from jobs.losses import only, without_deadly
 from jobs.read import Reader
 from jobs.records import Receipt
 from jobs.write import Writer
-from tests.encoders.repositories import write_repository
-from tests.jobs.builders import texts_of
+from tests.encoders.repositories import edit_weights, write_repository
+from tests.jobs.builders import texts_of, write_shard
 from tests.jobs.test_long_texts import DOCUMENT, PROMPTS, QUERY, Bench, bench_of, vectors_of
 
 
@@ -68,6 +72,53 @@ def test_a_row_that_does_not_fit_is_a_reject_of_all_views_with_all_its_chunks(
         part = bench.part(receipt, view)
         assert part.drop_columns(["embedding"]).equals(kept.drop_columns(["embedding"]))
         np.testing.assert_allclose(vectors_of(part), vectors_of(kept), atol=1e-6)
+
+
+def spoil(model: Path, tmp_path: Path, *words: str) -> Path:
+    """A copy of a model that makes no numbers of texts with these words."""
+    folder = tmp_path / "spoilt"
+    shutil.copytree(model, folder)
+    tokens = Backend.from_file(str(folder / "tokenizer.json"))
+    name = "embeddings.word_embeddings.weight"
+    weights = load_file(folder / "model.safetensors")[name]
+    for word in words:
+        weights[tokens.encode(word, add_special_tokens=False).ids[0]] = float("nan")
+    edit_weights(folder, **{name: weights})
+    return folder
+
+
+@pytest.mark.parametrize(("mode", "chunks"), [("reject", ()), ("chunk", (20,)), ("late_chunk", (20,))])
+def test_a_row_whose_vector_is_no_number_is_a_reject_of_all_views_and_no_other_is(
+    tmp_path: Path, model: Path, mode: str, chunks: tuple[int, ...]
+) -> None:
+    bench = bench_of(tmp_path, model, mode, *chunks)
+    expected = bench.part(bench.embed()[0], QUERY)
+    kept = expected.filter(pa.array([one != 4 for one in expected["id"].to_pylist()]))
+    bench = replace(bench, model=spoil(model, tmp_path, "capital"), out=tmp_path / "without")
+    spec, work = bench.run()
+    spec = replace(spec, preflight=False)
+    row = pa.table({"work": pa.array([work.to_json()], pa.binary())})
+    (spent,) = Writer(spec)(EncodeFragment(spec)(Reader(spec)(row))).to_pylist()
+    receipt = Receipt.model_validate_json(spent["receipt"])
+    assert receipt.rejected["not_finite"] == 1
+    assert (4, "not_finite", 4) in bench.rejects(receipt)
+    assert receipt.balances
+    for view in (QUERY, DOCUMENT):
+        assert bench.part(receipt, view)["id"].equals(kept["id"])
+    np.testing.assert_allclose(vectors_of(bench.part(receipt, QUERY)), vectors_of(kept), atol=1e-6)
+
+
+def test_a_model_that_makes_no_numbers_of_most_texts_is_an_error(tmp_path: Path, model: Path) -> None:
+    texts = [f"Paris {n}" if n % 10 else "energy" for n in range(15)]
+    write_shard(tmp_path / "corpus", "s.parquet", {"id": range(len(texts)), "text": texts, "title": texts})
+    bench = Bench(tmp_path / "corpus", tmp_path / "out", spoil(model, tmp_path, "Paris"), "reject")
+    spec, work = bench.run()
+    spec = replace(spec, preflight=False)
+    row = pa.table({"work": pa.array([work.to_json()], pa.binary())})
+    with pytest.raises(
+        EncoderError, match=r"13 of 15 vectors cannot be stored.*is not finite.*encoder\.dtype"
+    ):
+        EncodeFragment(spec)(Reader(spec)(row))
 
 
 def test_smaller_batches_lose_nothing_and_are_reported(tmp_path: Path, model: Path) -> None:

@@ -1,12 +1,15 @@
-"""Sums over fragments: what each encoder did with its time."""
+"""Sums over fragments: what each encoder did with its time; and what a log says meanwhile."""
 
 from __future__ import annotations
 
+import io
+import time
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from jobs.progress import Tally
+from jobs.progress import ProgressLine, Tally
 from jobs.records import PartRecord, Receipt
 from jobs.summary import preflight_line
 
@@ -56,3 +59,36 @@ def test_the_worst_cosine_is_kept_for_each_thing_that_vectors_were_compared_with
         preflight_line(tally)
         == "lowest cosine 0.999500 to the plain path; lowest cosine 0.900000 to its own weights"
     )
+
+
+def test_a_log_gets_signs_of_life_before_the_first_fragment_and_a_line_after_the_last() -> None:
+    log = io.StringIO()
+    console, tally = Console(file=log, width=200), Tally()
+    with ProgressLine(console, num_fragments=2, num_rows=2, sign_seconds=0.05) as line:
+        deadline = time.monotonic() + 30
+        while log.getvalue().count("\n") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        signs = log.getvalue().splitlines()
+        for _ in range(2):
+            tally.add(spent("a", 1.0, 0.0))
+            line.update(tally)
+    assert signs[0].startswith("0/2 fragments, 0/2 rows, loading the model, then the first fragments, 0:00:0")
+    assert signs[0].endswith("elapsed, time left unknown")
+    last = log.getvalue().splitlines()[-1]
+    assert last.startswith("2/2 fragments, 2/2 rows, ")
+    assert "rows/s" in last
+    assert last.endswith("elapsed, 0:00:00 left")
+    told = log.getvalue()
+    time.sleep(0.2)
+    assert log.getvalue() == told  # nothing is said any more
+
+
+def test_a_log_is_not_filled_where_fragments_are_finished_fast() -> None:
+    log = io.StringIO()
+    console, tally = Console(file=log, width=200), Tally()
+    with ProgressLine(console, num_fragments=1000, num_rows=1000) as line:
+        for _ in range(999):
+            tally.add(spent("a", 1.0, 0.0))
+            line.update(tally)
+    assert log.getvalue() == ""

@@ -115,6 +115,15 @@ def vectors_of(table: pa.Table) -> np.ndarray:
     return vectors
 
 
+@pytest.mark.parametrize("stage", [Reader, Writer])
+def test_a_machine_that_does_not_see_corpus_and_output_gets_no_work(bench: Bench, stage: type) -> None:
+    spec, _ = bench.run()
+    here, gone = str(bench.corpus), str(bench.corpus / "gone")
+    stage(replace(spec, landmarks=((here,), (gone, here))))  # a shard may have gone since
+    with pytest.raises(StorageError, match=rf"does not see {gone}.*all nodes of the cluster share.*s3://"):
+        stage(replace(spec, landmarks=((here,), (gone,))))
+
+
 def test_each_view_gets_the_vectors_of_its_prompt(bench: Bench) -> None:
     receipt, _ = bench.embed()
     spec, _ = bench.run()
