@@ -78,6 +78,7 @@ class RunSpec:
         max_fragment_bytes: That the columns of a fragment may take once they are decoded.
         deaths: Name of the Ray actor that knows what workers died of; "" outside the pipeline.
         most_deadly: Rows that may go without a vector because workers die of them.
+        sign_seconds: How often a worker that has a fragment in hand says so.
     """
 
     corpus: Location
@@ -97,6 +98,7 @@ class RunSpec:
     max_fragment_bytes: int = MAX_FRAGMENT_BYTES
     deaths: str = ""
     most_deadly: int = MOST_DEADLY_ROWS
+    sign_seconds: float = 60.0
 
     @property
     def encoded_precision(self) -> str:
