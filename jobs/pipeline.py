@@ -127,7 +127,7 @@ def stream(
     needs = [Need(stage.worker, stage.num_cpus, stage.num_gpus or 0.0) for stage in stages]
     watch = functools.partial(Watch, Board.of(run), run.deaths, run.most_deadly, timeout, needs)
     configure(-1, watch)
-    dataset = ray.data.from_arrow(blocks)
+    dataset = ray.data.from_blocks(blocks)  # from_arrow sends a task for each, and waits for it without end
     shipped = pickle.dumps(run)
     for stage in stages:
         dataset = dataset.map_batches(

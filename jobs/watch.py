@@ -91,10 +91,10 @@ def nobody_came(
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     missing = [need for need in needs if not any(need.fits(resources) for resources in nodes)]
     if missing:
-        largest = [max((node.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU")]
+        cpus, gpus = (max((node.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU"))
         why = (
-            f"{missing[0]}, and no node has that (of {len(nodes)} in the cluster the largest has {largest[0]:g} CPU, "
-            f"{largest[1]:g} GPU); bring nodes that have it"
+            f"{missing[0]}, and no node of the cluster has that (of {len(nodes)} none has more than {cpus:g} CPU or "
+            f"{gpus:g} GPU); bring nodes that have it"
         )
     else:
         has, free = ray.cluster_resources(), ray.available_resources()

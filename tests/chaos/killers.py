@@ -35,12 +35,12 @@ class Killer(threading.Thread):
         workers: list[psutil.Process] = []
         looked = 0.0
         while not self.is_done and not self._done.is_set():
-            if time.monotonic() - looked > 0.3:
+            if time.monotonic() - looked > 0.7:  # less than a worker takes to load
                 looked = time.monotonic()
                 workers = self._cluster.workers(f"({self.stage})")
             if any(self._kill_in_the_act(worker) for worker in workers):
                 looked = 0.0
-            time.sleep(0.001)
+            time.sleep(0.003)
 
     def _kill_in_the_act(self, worker: psutil.Process) -> bool:
         if self._at not in title_of(worker):

@@ -92,7 +92,7 @@ def test_a_worker_with_a_fragment_in_hand_keeps_the_run_alive_and_one_without_do
     [
         (
             HUGE,
-            r"an encoder needs 1 CPU and 4096 GPU, and no node has that \(of 1 in the cluster the largest has 2 CPU",
+            r"an encoder needs 1 CPU and 4096 GPU, and no node of the cluster has that \(of 1 none has more than 2 CPU",
         ),
         (Need("a reader", 2.0), r"the cluster has \S+ of 2 CPU free, so either others hold it"),
     ],
