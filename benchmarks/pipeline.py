@@ -38,11 +38,12 @@ from ray.cluster_utils import Cluster
 
 from encoders.protocol import Protocol, resolve_protocol
 from encoders.tasks import view_of
-from jobs import pipeline
+from jobs.actors import Read, Write
 from jobs.config import ComputeConfig
 from jobs.corpus import list_corpus
 from jobs.footers import Columns, read_footers
 from jobs.holdings import take_stock
+from jobs.pipeline import stream
 from jobs.plan import Plan, lay_out, make_plan
 from jobs.progress import Tally
 from jobs.rows import Reading
@@ -91,11 +92,11 @@ def main() -> None:
             flush=True,
         )
         with cluster(args.nodes, args.gpus) as add_node, watched() as usage:
-            actors = (pipeline._Read, sleeping(seconds_per_token, protocol.dim), pipeline._Write)
+            actors = (Read, sleeping(seconds_per_token, protocol.dim), Write)
             started = time.time()
             spent: list[dict[str, Any]] = []
             joined: list[tuple[str, float]] = []
-            for row in pipeline.stream(run, plan.work, compute, actors):
+            for row in stream(run, plan.work, compute, actors):
                 spent.append(row)
                 # Here and not in a thread: Ray sets signal handlers for each node.
                 if args.late_after is not None and not joined and time.time() - started > args.late_after:

@@ -175,7 +175,7 @@ def _read_footers(job: Job) -> tuple[list[Footer | BadShard], float]:
     from jobs.pipeline import read_footers_on_cluster
 
     seconds = _connect(job.config)
-    return read_footers_on_cluster(location, shards, columns, most), seconds
+    return read_footers_on_cluster(location, shards, columns, most, job.config.compute), seconds
 
 
 def _lay_out(job: Job, footers: Sequence[Footer | BadShard]) -> tuple[Layout, Reading]:

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
-from ray.exceptions import RayError
+from ray.data.exceptions import ExecutionTimeoutError
 
 from encoders.space import digest
 from jobs.cargo import grouped
@@ -34,11 +34,12 @@ from jobs.carry import CarryPlan, Steps, match
 from jobs.changes import CompareSteps, Comparison
 from jobs.config import ComputeConfig
 from jobs.duplicates import Ids, IdScan, repeats
-from jobs.pipeline import configure, own_cause
+from jobs.pipeline import NOTHING_ENDED, PIPELINE_ERRORS, configure, own_cause
 from jobs.records import CARRIED
 from jobs.run_spec import RunSpec
 from jobs.storage import Location, open_store
 from jobs.unique import stirred
+from jobs.watch import Need, nobody_came
 
 # What one process holds of a step.
 _BUCKET_ROWS = 4_000_000
@@ -151,7 +152,10 @@ def _files(num_files: int) -> Dataset:
 def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
     try:
         yield from dataset.iter_rows()
-    except RayError as error:
+    except ExecutionTimeoutError as error:
+        timeout = dataset.context.execution_no_progress_timeout_s
+        raise nobody_came(timeout, [Need("comparing rows", 1)], NOTHING_ENDED) from error
+    except PIPELINE_ERRORS as error:
         raise own_cause(error) from error
 
 

@@ -82,6 +82,7 @@ class RunSpec:
         deaths: Name of the Ray actor that knows what workers died of; "" outside the pipeline.
         most_deadly: Rows that may go without a vector because workers die of them.
         landmarks: Files on the driver's disk; of each group a worker must see one, or it has another disk.
+        sign_seconds: How often a worker that has a fragment in hand says so.
     """
 
     corpus: Location
@@ -102,6 +103,7 @@ class RunSpec:
     deaths: str = ""
     most_deadly: int = MOST_DEADLY_ROWS
     landmarks: tuple[tuple[str, ...], ...] = ()
+    sign_seconds: float = 60.0
 
     def check_disk(self) -> None:
         """Refuse to work where the paths of the corpus and the output are not those that the driver sees.

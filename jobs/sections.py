@@ -201,8 +201,8 @@ class ComputeConfig(Section):
     )
     no_progress_timeout_seconds: PositiveInt = Field(
         default=1800,
-        description="Fail after so long without progress. Must exceed the loading of a model and the wait "
-        "for machines.",
+        description="Fail after so long in which no worker was at work. Must exceed the loading of a model and the "
+        "wait for machines; how long a fragment takes does not matter.",
     )
 
     @model_validator(mode="after")

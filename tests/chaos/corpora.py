@@ -16,18 +16,27 @@ _WORDS = " ".join(TRAINING_TEXT).split()
 
 
 def shard(name: str, num_rows: int, *, seed: int = 0) -> bytes:
-    """Rows with texts of many lengths that only `name` and `seed` decide; in each row group one is null."""
-    draw = random.Random(f"{name}/{seed}")
-    texts = [" ".join(draw.choices(_WORDS, k=draw.randint(3, 40))) for _ in range(num_rows)]
+    """Rows with texts of many lengths that only `name` and `seed` decide; in each row group one is null.
+
+    Of two seeds the rows are the same ones, in another order, and a third of them has another text.
+    """
+    numbers = list(range(num_rows))
+    random.Random(f"{name}/{seed}").shuffle(numbers)
+    texts = [_text(f"{name}/{number}/{seed if number % 3 == 0 else 0}") for number in numbers]
     table = pa.table(
         {
-            "id": [f"{name}-{number}" for number in range(num_rows)],
+            "id": [f"{name}-{number}" for number in numbers],
             "text": [None if n % ROW_GROUP_ROWS == 7 else text for n, text in enumerate(texts)],
         }
     )
     sink = io.BytesIO()
     pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS)
     return sink.getvalue()
+
+
+def _text(seed: str) -> str:
+    draw = random.Random(seed)
+    return " ".join(draw.choices(_WORDS, k=draw.randint(3, 40)))
 
 
 def write_corpus(folder: Path, num_shards: int, num_rows: int) -> Path:

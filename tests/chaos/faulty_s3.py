@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,10 +16,12 @@ from itertools import cycle
 from urllib.parse import urlsplit
 
 STALL_SECONDS = 2.0
-# `lost`: it was done, and the answer is lost. `torn`: half of the answer.
+# `lost`: it was done, and the answer is lost. `torn`: half of the answer. `stall`: it comes late.
 FAULTS = ("500", "503", "reset", "lost", "stall", "torn")
+# Not among those that are drawn: no answer at all, until the client gives up (jobs wait a minute); and what is final.
+HANG, EXPIRED = "hang", "expired"
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "date", "server"}
-_ERRORS = {"500": "InternalError", "503": "SlowDown"}
+_ERRORS = {"500": (500, "InternalError"), "503": (503, "SlowDown"), EXPIRED: (400, "ExpiredToken")}
 
 
 class FaultyS3(ThreadingHTTPServer):
@@ -27,21 +29,27 @@ class FaultyS3(ThreadingHTTPServer):
 
     Attributes:
         share: Of requests that fail; may be changed while it serves.
+        sound_requests: That come before any that fails; may be changed too.
+        delay_seconds: Before each request; may be changed too.
         injected: How often each fault met each kind of request.
         num_requests: In all.
+        num_given_up: Requests without an answer that the client did not wait for any longer.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, upstream: str, share: float, seed: int) -> None:
+    def __init__(self, upstream: str, share: float, seed: int, faults: Sequence[str]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.share = share
+        self.sound_requests = 0
+        self.delay_seconds = 0.0
+        self.num_given_up = 0
         self.injected: Counter[tuple[str, str]] = Counter()
         self.num_requests = 0
         self.upstream = urlsplit(upstream).netloc
         self._draw = random.Random(seed)
-        self._faults = cycle(self._draw.sample(FAULTS, len(FAULTS)))
+        self._faults = cycle(self._draw.sample(faults, len(faults)))
         self._kinds: set[str] = set()
         self._lock = threading.Lock()
 
@@ -54,6 +62,8 @@ class FaultyS3(ThreadingHTTPServer):
         """What becomes of the next request; the first of its kind always fails, and every fault has its turn."""
         with self._lock:
             self.num_requests += 1
+            if self.num_requests <= self.sound_requests:
+                return None
             is_first = kind not in self._kinds
             self._kinds.add(kind)
             if self._draw.random() >= self.share and not (is_first and self.share):
@@ -83,13 +93,15 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.server.fault(self._kind())
         if fault in _ERRORS:
-            self._answer_error(int(fault), _ERRORS[fault])
+            self._answer_error(*_ERRORS[fault])
             return
         if fault == "reset":
             self._reset()
             return
-        if fault == "stall":
-            time.sleep(STALL_SECONDS)
+        if fault == HANG:
+            self._hang()
+            return
+        time.sleep(self.server.delay_seconds + (STALL_SECONDS if fault == "stall" else 0.0))
         answer, content = self._forward(body)
         if fault == "lost" or (fault == "torn" and len(content) < 2):
             self._reset()
@@ -139,6 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
+    def _hang(self) -> None:
+        self.connection.settimeout(60)
+        if self.connection.recv(1) == b"":
+            self.server.num_given_up += 1
+        self.close_connection = True
+
     def _reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
@@ -146,9 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty_s3(upstream: str, share: float, seed: int) -> Iterator[FaultyS3]:
+def faulty_s3(upstream: str, share: float, seed: int, faults: Sequence[str] = FAULTS) -> Iterator[FaultyS3]:
     """Serve as long as the block runs."""
-    server = FaultyS3(upstream, share, seed)
+    server = FaultyS3(upstream, share, seed, faults)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""Kills workers of a cluster while they are at work, found by the titles that Ray gives to its processes."""
+"""Kills workers of a cluster while they load or are at work, found by the titles that Ray gives to its processes."""
 
 from __future__ import annotations
 
@@ -9,49 +9,56 @@ import psutil
 
 from tests.integration.clusters import Cluster, title_of
 
-STAGES = ("_Read", "_Encode", "_Write")
+STAGES = ("Read", "Encode", "Write")
 KILLS = 3
+AT_WORK, LOADING = ".submit", ".__init__"
 
 
 class Killer(threading.Thread):
-    """Kills actors of one stage, each while it has a fragment in hand, as often as it is told to.
+    """Kills actors of one stage, each while it has a fragment in hand or while it loads, as often as it is told to.
 
     Attributes:
-        stage: `_Read`, `_Encode` or `_Write`.
+        stage: `Read`, `Encode`, `Write`, or `Embed` which is all of them.
         killed: Process ids.
     """
 
-    def __init__(self, cluster: Cluster, stage: str, kills: int = KILLS) -> None:
-        super().__init__(daemon=True)
+    def __init__(self, cluster: Cluster, stage: str, kills: int = KILLS, at: str = AT_WORK) -> None:
+        super().__init__(daemon=True, name=f"{stage}{at}")
         self.killed: list[int] = []
-        self._cluster = cluster
         self.stage = stage
+        self._cluster = cluster
         self._kills = kills
+        self._at = at
         self._done = threading.Event()
 
     def run(self) -> None:
         workers: list[psutil.Process] = []
         looked = 0.0
-        while len(self.killed) < self._kills and not self._done.is_set():
-            if time.monotonic() - looked > 0.3:
+        while not self.is_done and not self._done.is_set():
+            if time.monotonic() - looked > 0.7:  # less than a worker takes to load
                 looked = time.monotonic()
                 workers = self._cluster.workers(f"({self.stage})")
-            if any(self._kill_at_work(worker) for worker in workers):
+            if any(self._kill_in_the_act(worker) for worker in workers):
                 looked = 0.0
-            time.sleep(0.001)
+            time.sleep(0.003)
 
-    def _kill_at_work(self, worker: psutil.Process) -> bool:
-        if ".submit" not in title_of(worker):
+    def _kill_in_the_act(self, worker: psutil.Process) -> bool:
+        if self._at not in title_of(worker):
             return False
         try:
             worker.suspend()
-            at_work = ".submit" in title_of(worker)
-            (worker.kill if at_work else worker.resume)()
+            in_the_act = self._at in title_of(worker)
+            (worker.kill if in_the_act else worker.resume)()
         except psutil.NoSuchProcess:
             return False
-        if at_work:
+        if in_the_act:
             self.killed.append(worker.pid)
-        return at_work
+        return in_the_act
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has killed as often as it was told to."""
+        return len(self.killed) >= self._kills
 
     def __enter__(self) -> Killer:
         self.start()

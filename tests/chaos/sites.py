@@ -21,18 +21,14 @@ _SLOWLY = tuple(
     for part in ("--set", f"compute.{setting}")
 )
 
-# What no longer belongs goes with the sweep, so that there is something to be killed in; a row in fifty is
-# a reject; and vectors that are carried over were made in other batches, equal but for rounding.
+# What no longer belongs goes with the sweep, so that there is something to be killed in; a row in fifty is a reject.
 _AT_ONCE = tuple(
     part
-    for setting in (
-        "keep_manifests=1",
-        "orphan_grace_hours=0",
-        "max_rejected_fraction=0.1",
-        "carry_over=false",
-    )
+    for setting in ("orphan_grace_hours=0", "max_rejected_fraction=0.1")
     for part in ("--set", f"output.{setting}")
 )
+ONE_VIEW = ("--task", "clustering")
+TWO_VIEWS = ("--set", "output.views=[retrieval/query, retrieval/document]")
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,9 @@ class Site:
         cwd: Where it runs.
         more: Arguments.
         readers: Processes that read; where there are none (`null`) the encoders do it, and write too.
+        views: Arguments that name them.
+        carry_over: Whether vectors are carried over; they were made in other batches, and are equal but for rounding.
+        keep_manifests: Datasets that stay readable.
     """
 
     model: Path
@@ -56,12 +55,17 @@ class Site:
     cwd: Path
     more: tuple[str, ...] = field(default=())
     readers: str = "1"
+    views: tuple[str, ...] = ONE_VIEW
+    carry_over: bool = False
+    keep_manifests: int = 1
 
     def arguments(self) -> list[str]:
         places = ["--input", self.corpus, "--output", self.out, "--model", str(self.model)]
-        views = ["--task", "clustering", "--dtype", "float32", "--fragment-rows", str(FRAGMENT_ROWS)]
+        views = [*self.views, "--dtype", "float32", "--fragment-rows", str(FRAGMENT_ROWS)]
         readers = ["--set", f"compute.tokenize_concurrency={self.readers}"]
-        return [*places, *views, *_SLOWLY, *readers, *_AT_ONCE, *self.more]
+        history = ["--set", f"output.carry_over={str(self.carry_over).lower()}"]
+        history += ["--set", f"output.keep_manifests={self.keep_manifests}"]
+        return [*places, *views, *_SLOWLY, *readers, *history, *_AT_ONCE, *self.more]
 
     def start(self, point: Point | None = None, *more: str) -> subprocess.Popen[str]:
         """The command, or the command that gets a signal at a point."""
@@ -83,6 +87,12 @@ def on_cluster(cluster: Cluster, model: Path, corpus: Path, out: Path, *more: st
     joined = {"RAY_ADDRESS": cluster.gcs_address}
     environment = {**cluster.environment, **joined}
     return Site(model, str(corpus), str(out), environment, cluster.room.elsewhere[2], more)
+
+
+def through(site: Site, endpoint: str) -> Site:
+    """The same job, its requests sent to an endpoint."""
+    uris = (("--set", f"{name}.endpoint_url={endpoint}") for name in ("input", "output"))
+    return replace(site, more=(*site.more, *(part for uri in uris for part in uri)))
 
 
 def location(site: Site) -> Location:

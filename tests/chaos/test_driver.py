@@ -86,8 +86,6 @@ def test_a_driver_killed_at_twelve_points_in_turn_ends_with_the_dataset_of_an_un
     assert reader.faults == []
     assert len(reader.seen) == 2
     assert reader.num_polls > 100
-    left = {str(path.relative_to(site.out)) for path in Path(site.out).rglob("*") if path.is_file()}
-    assert {path for path in left if path.startswith("_receipts")} == set()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Workers of an attempt that was given up finish after the commit: nothing that counts changes."""
+"""Workers of an attempt that was given up finish after the commit: nothing that counts changes, nothing stays."""
 
 from __future__ import annotations
 
@@ -73,8 +73,10 @@ def test_a_twin_that_writes_after_the_commit_changes_nothing(
             twins[1].let_go()
             assert published(location(site)) == new
             assert files(out, "_manifest.json") == manifest
+            assert len(published(location(site)).strangers) > 10
             assert site.run().summary["embedded"] == 0
         assert published(location(site)) == new
+        assert published(location(site)).strangers == frozenset()
         assert reader.faults == []
         assert len(reader.seen) == 2
     clean = site.at(tmp_path / "clean")

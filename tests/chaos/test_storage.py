@@ -7,30 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from s3fs import S3FileSystem
 
+from jobs.lease import LOCK
+from jobs.records import read_manifest
 from jobs.storage import Location, open_store
 from tests.chaos.corpora import change_corpus, num_rows_of, shard, write_corpus
 from tests.chaos.datasets import Reader, assert_same, published
 from tests.chaos.dying import Point
-from tests.chaos.faulty_s3 import FAULTS, faulty_s3
-from tests.chaos.plain import rebuild
-from tests.chaos.sites import Site, location, on_cluster
+from tests.chaos.faulty_s3 import EXPIRED, FAULTS, HANG, faulty_s3
+from tests.chaos.plain import attempt, rebuild
+from tests.chaos.sites import Site, location, on_cluster, through
 from tests.integration.clusters import Cluster
 from tests.stores import put
 
 SHARDS = {"half=0/s0.parquet": "s0", "half=1/s1.parquet": "s1"}
 NUM_ROWS = 250
 MEBIBYTE = 2**20
-
-
-def through(site: Site, endpoint: str) -> Site:
-    """The same job, its requests sent to an endpoint."""
-    names = ("input", "output")
-    return replace(
-        site, more=tuple(part for name in names for part in ("--set", f"{name}.endpoint_url={endpoint}"))
-    )
 
 
 @pytest.mark.slow
@@ -41,8 +37,7 @@ def test_a_run_passes_though_requests_fail(
     store = open_store(Location(f"{s3}/corpus", s3_server))
     for path, name in SHARDS.items():
         put(store, path, shard(name, NUM_ROWS))
-    plain = through(on_cluster(cluster, model, Path(), Path()), s3_server)
-    site = replace(plain, corpus=f"{s3}/corpus", out=f"{s3}/out")
+    site = replace(on_cluster(cluster, model, Path(), Path()), corpus=f"{s3}/corpus", out=f"{s3}/out")
     with (
         faulty_s3(s3_server, share, seed=round(share * 100)) as proxy,
         Reader(Location(site.out, s3_server)) as reader,
@@ -60,12 +55,62 @@ def test_a_run_passes_though_requests_fail(
     assert len({fault for _, fault in proxy.injected}) == len(FAULTS)
     assert sum(proxy.injected.values()) > share * proxy.num_requests / 2
     clean = site.at(f"{s3}/clean")
-    rebuild(clean)
+    rebuild(through(clean, s3_server))
     found, wanted = (published(Location(one.out, s3_server)) for one in (site, clean))
     assert_same(found, wanted, 2 * NUM_ROWS)
     assert reader.faults == []
     assert len(reader.seen) == 2
     print(share, proxy.num_requests, dict(proxy.injected), first.seconds, second.seconds)  # noqa: T201
+
+
+@pytest.mark.slow
+def test_a_request_that_is_never_answered_is_given_up_and_made_again(
+    s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hasty(config_kwargs: dict[str, Any], **others: Any) -> S3FileSystem:
+        """It waits a second for an answer, and not a minute."""
+        assert config_kwargs["read_timeout"] <= 60
+        return S3FileSystem(config_kwargs={**config_kwargs, "read_timeout": 1}, **others)
+
+    monkeypatch.setattr("jobs.storage.S3FileSystem", hasty)
+    with faulty_s3(s3_server, 1e-9, seed=1, faults=[HANG]) as proxy:  # the first request of each kind
+        store = open_store(Location(s3, proxy.url))
+        assert store.create("a", b"once")
+        assert not store.create("a", b"twice")
+        assert store.read("a") == b"once"
+        version = store.read_version("a")[1]
+        assert store.swap("a", b"swapped", version) is not None
+        with store.open("a") as file:
+            assert file.read() == b"swapped"
+        assert [entry.path for entry in store.list()] == ["a"]
+        store.delete(["a"])
+        assert not store.exists("a")
+    assert {kind for kind, _ in proxy.injected} >= {"GET", "PUT", "HEAD", "LIST", "DELETE"}
+    assert proxy.num_given_up == len(proxy.injected)
+
+
+def test_credentials_that_expire_in_the_middle_end_the_run_and_with_fresh_ones_it_goes_on(
+    model: Path, s3: str, s3_server: str
+) -> None:
+    corpus = open_store(Location(f"{s3}/corpus", s3_server))
+    put(corpus, "half=0/s0.parquet", shard("s0", NUM_ROWS))
+    site = Site(model, corpus.location.uri, f"{s3}/out", {}, Path())
+    with faulty_s3(s3_server, 0.0, seed=3, faults=[EXPIRED]) as proxy:
+        assert attempt(*through(site.at(f"{s3}/clean"), proxy.url).arguments()).exit_code == 0
+        proxy.sound_requests, proxy.share = 3 * proxy.num_requests // 2, 1.0
+        expired = attempt(*through(site, proxy.url).arguments())
+        assert expired.exit_code == 1
+        assert "the credentials have expired" in expired.stderr
+        assert "Traceback" not in expired.stderr
+        assert sum(proxy.injected.values()) < 5  # nobody tries again and again
+        out = open_store(Location(site.out, s3_server))
+        assert read_manifest(out) is None
+        out.delete([LOCK])  # its process, which this one is, would be gone
+        proxy.share = 0.0
+        again = attempt(*through(site, proxy.url).arguments())
+    assert 0 < again.summary["existing"] < NUM_ROWS - 5
+    found, wanted = (published(Location(uri, s3_server)) for uri in (site.out, f"{s3}/clean"))
+    assert_same(found, wanted, NUM_ROWS)
 
 
 @pytest.mark.chaos

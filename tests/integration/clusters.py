@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import psutil
@@ -77,6 +78,16 @@ class Cluster:
         with urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
+    def listed(self, what: str, **only: str) -> list[dict[str, Any]]:
+        """What the state API lists: `actors`, `tasks` or `nodes`, those that have these values."""
+        query = [("detail", "1"), ("limit", "10000")]
+        for key, value in only.items():
+            query += [("filter_keys", key), ("filter_predicates", "="), ("filter_values", value)]
+        found: list[dict[str, Any]] = self.get(f"/api/v0/{what}?{urlencode(query)}")["data"]["result"][
+            "result"
+        ]
+        return found
+
     def join(self, name: str, num_cpus: int = 1) -> subprocess.Popen[bytes]:
         """Start one more node, and wait until it is there."""
         num_nodes = len(self.alive_nodes())
@@ -100,8 +111,7 @@ class Cluster:
 
     def alive_nodes(self) -> set[str]:
         """Ids of the nodes that are up."""
-        nodes = self.get("/api/v0/nodes")["data"]["result"]["result"]
-        return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
+        return {node["node_id"] for node in self.listed("nodes") if node["state"] == "ALIVE"}
 
 
 @contextmanager

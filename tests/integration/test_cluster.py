@@ -46,8 +46,7 @@ def test_a_submitted_job_publishes_with_encoders_on_both_nodes(cluster: Cluster,
     told = cluster.job("publishes")
     assert (told["status"], told["driver_exit_code"]) == ("SUCCEEDED", 0)
     # An encoder takes the one core of a node: with two of them each node has its own.
-    actors = cluster.get("/api/v0/actors?detail=1")["data"]["result"]["result"]
-    encoders = [actor["node_id"] for actor in actors if "_Embed" in actor["class_name"]]
+    encoders = [actor["node_id"] for actor in cluster.listed("actors") if "(Embed)" in actor["class_name"]]
     assert sorted(encoders) == sorted(cluster.alive_nodes())
     assert len(encoders) == NUM_NODES
 
