@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import torch
 
-# The CPU's allocator and cuBLAS have no class of their own for it.
-_SAID_AS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# The CPU's allocator, cuBLAS and the driver have no class of their own for it; the last two may say so while work is
+# queued, or when its end is waited for.
+_SAID_AS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+# Of what is free, for a single large thing: the rest is for what computing with it takes.
+_MOST_FOR_ONE = 0.75
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -23,3 +26,11 @@ def free_memory(device: torch.device) -> None:
     """Give back what the allocator keeps in pieces that may be too small."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def has_room(device: torch.device, num_bytes: int) -> bool:
+    """Whether a single large thing fits well into the device's free memory; the CPU's is left to find out."""
+    if device.type != "cuda":
+        return True
+    free_memory(device)
+    return num_bytes <= _MOST_FOR_ONE * torch.cuda.mem_get_info(device)[0]

@@ -87,7 +87,7 @@ class EncoderConfig(Section):
     )
     dtype: Dtype = Field(
         default="auto",
-        description="Number format of the computation; auto: bfloat16 on CUDA and on CPUs that compute in it "
+        description="Number format of the computation; auto: bfloat16 on GPUs and CPUs that compute in it "
         "(AVX512-BF16, AMX), else float32.",
     )
     precision: Precision = Field(
