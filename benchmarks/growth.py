@@ -275,6 +275,7 @@ def spent_on(work: Work) -> dict[str, Any]:
         "receipt": receipt.model_dump_json().encode(),
         "num_encoded_tokens": 7,
         "num_padding": 0,
+        "why_padded": "",
         "num_prompts": 1,
         "num_encodings": 1,
         "num_carried": 0,

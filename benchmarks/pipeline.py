@@ -139,6 +139,7 @@ def stand_ins(seconds_per_token: float, dim: int) -> dict[str, ModuleType]:
     class Encoder:
         adapter = None
         budget_halved = False
+        why_padded = ""
 
         @classmethod
         def load(cls, *_: Any, **__: Any) -> Encoder:

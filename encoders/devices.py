@@ -19,9 +19,10 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 # Least and most on CUDA. Beyond the most nothing is left to gain: even a small model fills a card.
 _LEAST, _MOST = 4096, 131_072
-# The rest is for pooling, for long texts whose attention takes more than its share, and for whoever else comes.
+# The rest is for pooling, for the pieces that memory falls into, and for whoever else comes.
 _SHARE_OF_FREE_MEMORY = 0.5
-_TRIAL_LENGTH = 128
+# Where the longest texts that a model takes do not fit, batches are reckoned for shorter ones, down to these.
+_SHORT = 128
 
 # One of these, or products in bfloat16 are emulated and slower than in float32. Both kinds of x86, and ARM's.
 _BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
@@ -51,9 +52,10 @@ def num_gpus() -> int:
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """The number format of that name; `auto` is bfloat16 on CUDA and on CPUs that compute in it, else float32."""
+    """The number format of that name; `auto` is bfloat16 where the device computes in it, else float32."""
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" or cpu_has_bfloat16() else torch.float32
+        has_bfloat16 = cuda_has_bfloat16(device) if device.type == "cuda" else cpu_has_bfloat16()
+        return torch.bfloat16 if has_bfloat16 else torch.float32
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen
 
@@ -78,32 +80,54 @@ def _cpu_has_any(names: Iterable[str]) -> bool:
     return any(capabilities.get(name, False) for name in names)
 
 
-def batch_tokens(forward: Callable[[Batch], Tensor], device: torch.device) -> int:
+def cuda_has_bfloat16(device: torch.device) -> bool:
+    """Whether this card computes in bfloat16: from Ampere on. Older ones emulate it, and have no kernel for packs."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def batch_tokens(forward: Callable[[Batch], Tensor], device: torch.device, longest: int) -> int:
     """Tokens of a batch. On CUDA half of the free memory by what a trial batch took, within 4k and 128k.
+
+    The trial's texts are as long as texts get: where attention takes memory with the square of the length, nothing
+    else takes as much, and a single text of that length is seen to fit. It warms the device up, too.
 
     Args:
         forward: The loaded model, its weights on the device.
         device: Where it is.
+        longest: Tokens of the longest text that the model takes.
     """
     if device.type == "cpu":
         return DEFAULT_BATCH_TOKENS["cpu"]
-    num_texts = _LEAST // _TRIAL_LENGTH
-    token_ids = np.arange(_LEAST) % 100  # any vocabulary has these
-    lengths = np.full(num_texts, _TRIAL_LENGTH)
-    free_memory(device)
-    free, _ = torch.cuda.mem_get_info(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    try:
-        forward(Batch(np.arange(num_texts), token_ids, lengths, np.zeros_like(lengths)))
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return _LEAST
-    return tokens_that_fit(free, torch.cuda.max_memory_allocated(device) - before)
+    while True:
+        num_tokens = trial_tokens(longest)
+        free_memory(device)
+        free, _ = torch.cuda.mem_get_info(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            forward(_trial(num_tokens // longest, longest))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if longest <= _SHORT:
+                return _LEAST
+        else:
+            return tokens_that_fit(free, torch.cuda.max_memory_allocated(device) - before, num_tokens)
+        longest = max(_SHORT, longest // 4)
 
 
-def tokens_that_fit(free_bytes: int, trial_bytes: int) -> int:
-    """Tokens of a batch, from the free memory and what the trial batch took of it."""
-    fitting = int(_SHARE_OF_FREE_MEMORY * free_bytes * _LEAST / max(1, trial_bytes))
+def trial_tokens(longest: int) -> int:
+    """Tokens of a trial batch: whole texts of this length, at least one, and about as many as the least batch has."""
+    return max(1, _LEAST // longest) * longest
+
+
+def _trial(num_texts: int, length: int) -> Batch:
+    lengths = np.full(num_texts, length)
+    token_ids = np.zeros(num_texts * length, np.int64)  # every vocabulary has this one
+    return Batch(np.arange(num_texts), token_ids, lengths, np.zeros_like(lengths))
+
+
+def tokens_that_fit(free_bytes: int, trial_bytes: int, num_trial_tokens: int) -> int:
+    """Tokens of a batch, from the free memory and what a trial batch of some tokens took of it."""
+    fitting = int(_SHARE_OF_FREE_MEMORY * free_bytes * num_trial_tokens / max(1, trial_bytes))
     return max(_LEAST, min(_MOST, fitting))

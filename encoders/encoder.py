@@ -12,22 +12,28 @@ On the CPU every core takes batches of its own: threads of one process, each com
 fast on two cores as on one, and the cores share one copy of the weights, one import, and the last batches of a call.
 Which thread ran a batch changes no bit of it.
 
+On CUDA a batch is queued before the vectors of the one ahead of it are waited for, so the card computes while the host
+prepares and copies. No more than two are under way, and what the second adds is its ids and its vectors: states are
+freed as the host gets there, and taken again in the order of the queue.
+
 A batch that does not fit the memory halves the token budget, for good, and its texts go through in smaller batches. A
 text that does not fit even alone is tried once more when nothing else is under way, and then given up.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from encoders.batching import Batch, token_budget_batches
+from encoders.copies import Fetch, from_device, to_device
 from encoders.devices import Dtype, batch_tokens, choose_device, choose_dtype
 from encoders.errors import EncoderError
 from encoders.finishing import Finisher
@@ -40,6 +46,8 @@ from encoders.merging import AdaptedBackbone
 from encoders.pooling import pool
 from encoders.protocol import Protocol
 from encoders.tokenized import TokenizedTexts
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -78,14 +86,16 @@ class Encoder:
         self._adapted = adapted
         self._forward = Forward(adapted.module)
         if max_batch_tokens == "auto":
-            max_batch_tokens = batch_tokens(self._forward, device)
+            max_batch_tokens = batch_tokens(self._forward, device, protocol.max_seq_length)
         self.max_batch_tokens = max_batch_tokens
         self.budget_halved = False
         self._most_tokens = max_batch_tokens  # that are still worth a try in this round
         self._finish = Finisher(protocol, device)
+        # Batches behind the one whose vectors are waited for.
+        self._num_queued = 0 if device.type == "cpu" else 1
         self._threads: ThreadPoolExecutor | None = None
         if num_threads is not None:
-            alone = num_threads == 1 or not self._forward.concurrent
+            alone = num_threads == 1 or device.type != "cpu" or not self._forward.concurrent
             torch.set_num_threads(num_threads if alone else 1)
             self._threads = None if alone else ThreadPoolExecutor(num_threads)
 
@@ -107,10 +117,10 @@ class Encoder:
             adapters: Those that `use_adapter` will ask for, by the names that `Protocol.adapter` gives; None is all of
                 the model's. With a single one nothing is kept aside, and it is in use from the start.
             device: `auto` is the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
-            dtype: Of the computation. `auto` is bfloat16 on CUDA and on CPUs that compute in it, else float32; `int8`
+            dtype: Of the computation. `auto` is bfloat16 on GPUs and CPUs that compute in it, else float32; `int8`
                 is for linear layers on the CPU, with float32 between them.
             max_batch_tokens: Tokens of a batch, padding included; a text longer than that goes alone. `auto` is 2,048
-                on CPU, and on CUDA what fits into half of the memory that is free.
+                on CPU, and on CUDA what fits into half of the memory that is free, by a trial.
             num_threads: CPU threads, each with batches of its own where the model allows that. None leaves it to
                 torch, which splits each product among its threads; more threads than cores cost dearly.
 
@@ -134,6 +144,11 @@ class Encoder:
         elif target.type == "cpu":
             pack_linears(backbone, keep_weights=adapted.changes)
         return cls(protocol, adapted, target, max_batch_tokens, num_threads, eight_bits=eight_bits)
+
+    @property
+    def why_padded(self) -> str:
+        """What keeps texts from going through end to end, without padding; empty where they do."""
+        return self._forward.why_padded
 
     @property
     def adapter(self) -> str | None:
@@ -218,7 +233,7 @@ class Encoder:
         vectors = np.empty((len(texts.pooled_lengths), self.protocol.dim), dtype=np.float32)
         for batch in token_budget_batches(texts, self.max_batch_tokens, padded=False):
             states = (plain or self._forward.plain)(batch)
-            vectors[batch.vector_rows] = self._finish_batch(states, batch)
+            vectors[batch.vector_rows] = self._finish_batch(states, batch)()
         return vectors
 
     def _encode_round(
@@ -227,22 +242,42 @@ class Encoder:
         """Batches and their vectors in order, as they come; None for a batch that did not fit the memory."""
         self._most_tokens = self.max_batch_tokens
         tokens = 1 if alone else self.max_batch_tokens
-        batches = list(token_budget_batches(texts, tokens, padded=not self._forward.packed))
-        threads = None if alone else self._threads
-        return zip(batches, (threads.map if threads else map)(self._try_batch, batches), strict=True)
+        batches = token_budget_batches(texts, tokens, padded=not self._forward.packed)
+        if self._threads and not alone:
+            each = list(batches)
+            yield from zip(each, self._threads.map(self._try_batch, each), strict=True)
+            return
+        queued: deque[tuple[Batch, Fetch | None]] = deque()
+        for batch in batches:
+            queued.append((batch, self._start(batch)))
+            if len(queued) > (0 if alone else self._num_queued):
+                first, fetch = queued.popleft()
+                yield first, self._end(first, fetch)
+        for batch, fetch in queued:
+            yield batch, self._end(batch, fetch)
 
     def _try_batch(self, batch: Batch) -> npt.NDArray[np.float32] | None:
-        divisible = len(batch.rows) > 1
-        if divisible and len(batch.token_ids) + self._num_padding(batch) > self._most_tokens:
+        return self._end(batch, self._start(batch))
+
+    def _start(self, batch: Batch) -> Fetch | None:
+        """Queue a batch; None if it does not fit the memory, or would not by what others took."""
+        if len(batch.rows) > 1 and len(batch.token_ids) + self._num_padding(batch) > self._most_tokens:
             return None
+        return self._if_it_fits(batch, lambda: self._encode_batch(batch))
+
+    def _end(self, batch: Batch, fetch: Fetch | None) -> npt.NDArray[np.float32] | None:
+        """The vectors of a batch, once they are there."""
+        return None if fetch is None else self._if_it_fits(batch, fetch)
+
+    def _if_it_fits(self, batch: Batch, action: Callable[[], Result]) -> Result | None:
         try:
-            return self._encode_batch(batch)
+            return action()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         # Only here: until the handler's end the error holds the states of the layer that failed.
         free_memory(self.device)
-        if divisible:  # others as large would only fail one after the other
+        if len(batch.rows) > 1:  # others as large would only fail one after the other
             self._most_tokens = self.max_batch_tokens // 2
         return None
 
@@ -250,18 +285,16 @@ class Encoder:
         return 0 if self._forward.packed else batch.num_padding
 
     @torch.inference_mode()
-    def _encode_batch(self, batch: Batch) -> npt.NDArray[np.float32]:
+    def _encode_batch(self, batch: Batch) -> Fetch:
         return self._finish_batch(self._forward(batch), batch)
 
     @torch.inference_mode()
-    def _finish_batch(self, states: torch.Tensor, batch: Batch) -> npt.NDArray[np.float32]:
+    def _finish_batch(self, states: torch.Tensor, batch: Batch) -> Fetch:
         lengths, prompt_lengths = batch.lengths, batch.prompt_lengths
         if batch.stretches is not None:
-            states = states[self._counts(batch.stretches.tokens(lengths))]
+            states = states[to_device(batch.stretches.tokens(lengths), self.device)]
             lengths, prompt_lengths = batch.stretches.lengths, np.zeros_like(batch.stretches.lengths)
+        assert lengths.sum() == len(states)  # torch is not asked to compare them
         modes = self.protocol.pooling.modes
-        vectors = self._finish(pool(states, self._counts(lengths), self._counts(prompt_lengths), modes))
-        return vectors.cpu().numpy()
-
-    def _counts(self, counts: npt.NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(counts).to(self.device)
+        pooled = pool(states, to_device(lengths, self.device), to_device(prompt_lengths, self.device), modes)
+        return from_device(self._finish(pooled))

@@ -8,7 +8,8 @@ worth 11 to 23 % over padded batches that are sorted by length (benchmarks/LOG.m
 transformers hands attention to a function of ours (`AttentionInterface`) and builds no mask for it. Some architectures
 do not ask it, or add a bias that it never sees; then the texts of a pack would see each other, and the vectors would
 be wrong without a sign. So only classes that are known to be right are packed (`_PACKABLE`, each compared by a test),
-and each loaded model must agree with itself on texts alone before it is.
+and each loaded model must agree with itself on texts alone before it is. Why one is padded instead is kept, and ends
+up in the run's summary: padding costs speed, and a newer torch may be all that is missing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from encoders import attention, varlen
 from encoders.batching import Batch
+from encoders.copies import to_device
 from encoders.stretches import runs
 
 # By class name.
@@ -49,11 +51,17 @@ _POSITIONS_FROM_PADDING = frozenset({"CamembertModel", "RobertaModel", "XLMRober
 _UNSTEADY_ROPE = frozenset({"dynamic", "longrope"})
 
 _SELF_TEST_LENGTHS = (7, 5, 5, 2)
+# On CUDA the first is longer than the 128 tokens of one text that a block of threads takes.
+_SELF_TEST_BLOCKS = 137
 _LARGEST_WINDOW_TESTED = 512
 
 
 class Forward:
-    """Runs batches through a loaded backbone; decides once whether they are packed."""
+    """Runs batches through a loaded backbone; decides once whether they are packed.
+
+    Attributes:
+        why_padded: What keeps texts from being packed; empty where they are.
+    """
 
     def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
@@ -62,7 +70,12 @@ class Forward:
         self._pad_token_id = backbone.config.pad_token_id or 0
         self._own_attention = backbone.config._attn_implementation
         self._way = _way_of(self._device)
-        self.packed = backbone.dtype in self._way.DTYPES and self._can_pack()
+        self.why_padded = self._find_why_padded()
+
+    @property
+    def packed(self) -> bool:
+        """Whether texts go through end to end, without padding."""
+        return not self.why_padded
 
     @property
     def concurrent(self) -> bool:
@@ -91,46 +104,58 @@ class Forward:
         return torch.cat([run_alone(backbone, torch.from_numpy(ids).to(self._device)) for ids in texts])
 
     @torch.inference_mode()
-    def _can_pack(self) -> bool:
-        """Whether the class is known, and this very model gives packed what it gives alone."""
+    def _find_why_padded(self) -> str:
+        """Nothing, if the class is known and this very model gives packed what it gives alone."""
         backbone = self._backbone
-        if type(backbone).__name__ not in _PACKABLE or not _is_steady(backbone):
-            return False
-        texts = _self_test_batch(backbone.config)
+        name = type(backbone).__name__
+        if name not in _PACKABLE:
+            return f"{name} is not known to be right with texts end to end"
+        if not _is_steady(backbone):
+            return "its own code, or its angles, may depend on the batch"
+        if backbone.dtype not in self._way.DTYPES:
+            return f"no kernel for texts end to end on {self._device.type} in {backbone.dtype}"
+        texts = _self_test_batch(
+            backbone, _SELF_TEST_BLOCKS if self._way is varlen else _SELF_TEST_LENGTHS[0]
+        )
         alone = self._run_alone(backbone, texts)
         backbone.set_attn_implementation(self._way.NAME)
-        if self._agrees(texts, alone):
-            return True
-        backbone.set_attn_implementation(self._own_attention)
-        return False
+        if why := self._disagreement(texts, alone):
+            backbone.set_attn_implementation(self._own_attention)
+        return why
 
-    def _agrees(self, texts: Batch, alone: Tensor) -> bool:
+    def _disagreement(self, texts: Batch, alone: Tensor) -> str:
         try:
             packed = self._run_packed(texts)
-        except Exception:
+        except Exception as error:
             if self._way is attention:
                 raise
-            return False  # no kernel for this card, this head size, this release: padding serves them all
+            # No kernel for this card, this head size, this release: padding serves them all.
+            return f"the kernel failed: {str(error).partition(chr(10))[0]}"
         # bfloat16 keeps 8 bits; texts that see each other are off by far more.
         tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2
-        return bool((packed - alone).float().norm() <= tolerance * alone.float().norm())
+        difference = float((packed - alone).float().norm() / alone.float().norm())
+        # A difference that is not a number is one.
+        return "" if difference <= tolerance else f"texts end to end and alone differed by {difference:.2g}"
 
     def _run_packed(self, batch: Batch) -> Tensor:
         positions = runs(np.zeros_like(batch.lengths), batch.lengths)
         if type(self._backbone).__name__ in _POSITIONS_FROM_PADDING:
             positions = _positions_from_padding(batch, positions, self._backbone.config.pad_token_id)
         states: Tensor = self._backbone(
-            input_ids=torch.from_numpy(batch.token_ids)[None].to(self._device),
-            position_ids=torch.from_numpy(positions)[None].to(self._device),
+            input_ids=to_device(batch.token_ids, self._device)[None],
+            position_ids=to_device(positions, self._device)[None],
             **self._way.arguments(batch, self._device),
         ).last_hidden_state
         return states[0]
 
     def _run_padded(self, batch: Batch) -> Tensor:
-        token_ids = torch.from_numpy(batch.padded(batch.token_ids, self._pad_token_id)).to(self._device)
-        is_token = torch.from_numpy(batch.is_token).to(self._device)
-        states: Tensor = self._backbone(input_ids=token_ids, attention_mask=is_token.long()).last_hidden_state
-        return states[is_token]
+        is_token = batch.is_token
+        states: Tensor = self._backbone(
+            input_ids=to_device(batch.padded(batch.token_ids, self._pad_token_id), self._device),
+            attention_mask=to_device(is_token.astype(np.int64), self._device),
+        ).last_hidden_state
+        # By place: to select by a mask, CUDA first counts it and the host waits for the count.
+        return states.flatten(0, 1)[to_device(np.flatnonzero(is_token), self._device)]
 
 
 def run_alone(backbone: Any, token_ids: Tensor) -> Tensor:
@@ -165,11 +190,14 @@ def _positions_from_padding(
     return np.where(is_token, count - before, 0) + pad_token_id
 
 
-def _self_test_batch(config: Any) -> Batch:
-    """A few texts, of them one beyond the window that tokens see, where there is a small one."""
+def _self_test_batch(backbone: Any, longest: int) -> Batch:
+    """A few texts, the first one beyond the window that tokens see, where there is a small one."""
+    config = backbone.config
     windows = [getattr(config, name, None) or 0 for name in ("sliding_window", "local_attention")]
     window = max(windows) if 0 < max(windows) <= _LARGEST_WINDOW_TESTED else 0
-    positions = getattr(config, "max_position_embeddings", None) or window + _SELF_TEST_LENGTHS[0]
-    lengths = np.array([min(window + _SELF_TEST_LENGTHS[0], positions), *_SELF_TEST_LENGTHS[1:]])
+    positions = getattr(config, "max_position_embeddings", None) or window + longest
+    if type(backbone).__name__ in _POSITIONS_FROM_PADDING:
+        positions -= config.pad_token_id + 1
+    lengths = np.array([min(window + longest, positions), *_SELF_TEST_LENGTHS[1:]])
     token_ids = np.random.default_rng(0).integers(0, config.vocab_size, lengths.sum())
     return Batch(np.arange(len(lengths)), token_ids, lengths, np.zeros_like(lengths))

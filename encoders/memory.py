@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
-# The CPU's allocator and cuBLAS have no class of their own for it.
-_SAID_AS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# The CPU's allocator, cuBLAS and the driver have no class of their own for it; the last two may say so while work is
+# queued, or when its end is waited for.
+_SAID_AS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def is_out_of_memory(error: Exception) -> bool:

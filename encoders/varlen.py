@@ -1,15 +1,25 @@
 """Attention on CUDA within each text of a pack: one kernel for all lengths, by torch's `varlen_attn`.
 
 It is told where each text begins and how long the longest is, which is reckoned once a batch and serves every layer.
-Half precision only. Not measured on a card yet.
+Not measured on a card yet. The kernel is FlashAttention 2, for cards from Ampere on, bfloat16 and float16, and heads of
+a multiple of 8 numbers up to 256; whatever it refuses is padded, after the self-test of `encoders.forward`.
 
-Source: torch 2.13, `torch/nn/attention/varlen.py`: `window_size` counts tokens to the left and to the right besides the
-token itself, -1 is all of them. `num_splits`, for sums in an order that no neighbour changes, is not for the kernel
-that torch takes by itself (FlashAttention 2), which does not split (github.com/pytorch/torchtitan/pull/2683).
+Source: torch 2.11 to 2.14, `torch/nn/attention/varlen.py`, and its `flash_api.cpp`, `mha_varlen_fwd`.
+- `window_size` counts tokens to the left and to the right besides the token itself, -1 is all of them.
+- `enable_gqa` came with 2.12, which refuses fewer heads of keys than of queries without it. 2.11 asks nothing, and its
+  kernel takes them.
+- From 2.14 on, texts beyond 128 tokens may go to cuDNN instead, which makes a plan for every new number of texts and
+  longest length, in 55 to 70 ms (github.com/flashinfer-ai/flashinfer/pull/5245): for us that is every batch. With
+  `enable_gqa` 2.14 leaves them with FlashAttention, so it is given for equal numbers of heads too.
+- `num_splits`, for sums in an order that no neighbour changes, is not for this kernel, which does not split
+  (github.com/pytorch/torchtitan/pull/2683).
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +28,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from encoders.batching import Batch
+from encoders.copies import to_device
 
 NAME = "taskvec_varlen"
 DTYPES = (torch.bfloat16, torch.float16)
@@ -25,8 +36,23 @@ DTYPES = (torch.bfloat16, torch.float16)
 
 def arguments(batch: Batch, device: torch.device) -> dict[str, Any]:
     """What attention is told of a batch, in every layer: first tokens, with the end of all, and the longest length."""
+    from torch.nn.attention.varlen import (
+        varlen_attn,
+    )  # brings the compiler along, and CPUs have no use for it
+
     starts = np.concatenate([[0], np.cumsum(batch.lengths)]).astype(np.int32)
-    return {"text_starts": torch.from_numpy(starts).to(device), "longest_text": int(batch.lengths.max())}
+    return {
+        "text_starts": to_device(starts, device),
+        "longest_text": int(batch.lengths.max()),
+        "kernel": _kernel(varlen_attn),
+    }
+
+
+@cache
+def _kernel(varlen_attn: Callable[..., Any]) -> Callable[..., Any]:
+    """With what this release of torch has to be told in any case."""
+    has_gqa = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return partial(varlen_attn, enable_gqa=True) if has_gqa else varlen_attn
 
 
 def window_of(sliding_window: int | None, *, causal: bool) -> tuple[int, int]:
@@ -44,15 +70,14 @@ def _attend(
     *,
     text_starts: Tensor,
     longest_text: int,
+    kernel: Callable[..., Any],
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each text: `[1, heads, num_tokens, head_dim]` to `[1, num_tokens, heads, head_dim]`."""
-    from torch.nn.attention.varlen import varlen_attn
-
     assert attention_mask is None
-    result = varlen_attn(
+    result = kernel(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
@@ -62,7 +87,6 @@ def _attend(
         longest_text,
         scale=scaling,
         window_size=window_of(sliding_window, causal=bool(module.is_causal)),
-        enable_gqa=key.shape[1] != query.shape[1],
     )
     assert isinstance(result, Tensor)
     return result[None], None

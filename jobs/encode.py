@@ -100,6 +100,7 @@ class EncodeFragment:
             "encode_seconds": time.perf_counter() - started,
             "num_encoded_tokens": num_tokens,
             "num_padding": num_padding,
+            "why_padded": self._encoder.why_padded,
             "halved_budget": self._encoder.max_batch_tokens if self._encoder.budget_halved else 0,
             "preflight_cosine": self._preflight.cosine,
             "preflight_compared": self._preflight.compared_with,

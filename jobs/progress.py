@@ -36,6 +36,7 @@ class Tally:
         tokens: Tokens encoded in all of these.
         carried: Vectors written that the dataset had before.
         padding: Tokens computed for nothing.
+        why_padded: Fragments by what kept their encoder from packing texts end to end; "" of those that were packed.
         truncated: Vectors whose text the model did not see whole.
         rejected: Rows without a vector, by reason.
         seconds: Time spent by stage, summed over workers.
@@ -52,6 +53,7 @@ class Tally:
     carried: int = 0
     tokens: int = 0
     padding: int = 0
+    why_padded: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
@@ -73,6 +75,7 @@ class Tally:
         self.carried += spent["num_carried"]
         self.tokens += spent["num_encoded_tokens"]
         self.padding += spent["num_padding"]
+        self.why_padded[spent["why_padded"]] += 1
         if spent["halved_budget"]:
             self.halved_budget = min(spent["halved_budget"], self.halved_budget or spent["halved_budget"])
         if compared := spent["preflight_compared"]:

@@ -96,7 +96,7 @@ def show_run(
             f"{_number(tally.encodings / done, 'time')}",
             "tokens per second": f"{tally.tokens / seconds:,.0f}",
             "worker seconds": ", ".join(f"{stage} {spent:.1f}" for stage, spent in tally.seconds.items()),
-            "padding": _share(tally.padding, tally.padding + tally.tokens),
+            "padding": _padding(tally),
             "truncated": _share(tally.truncated, tally.vectors),
             "encoders": _encoders(tally),
             "preflight": preflight_line(tally),
@@ -138,6 +138,16 @@ def _chunks(manifest: Manifest) -> str:
     return (
         f", {sum(part.num_rows for part in parts) / sum(part.num_embedded for part in parts):.2f} chunks each"
     )
+
+
+def _padding(tally: Tally) -> str:
+    """How much, and why any: an encoder that pads is slower than it might be."""
+    packed = tally.why_padded[""]
+    reasons = sorted(why for why in tally.why_padded if why)
+    if not reasons:
+        return "none, texts went through end to end"
+    said = f"{_share(tally.padding, tally.padding + tally.tokens)}: {'; '.join(reasons)}"
+    return f"{said} ({packed:,} fragments had none)" if packed else said
 
 
 def _encoders(tally: Tally) -> str:

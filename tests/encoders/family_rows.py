@@ -293,13 +293,17 @@ class Rows(dict[str, Loaded]):
 def padded(encoder: Encoder) -> Iterator[None]:
     """Batches that are padded, even where they could be packed."""
     forward = encoder._forward
-    packed, packing = forward.packed, forward._backbone.config._attn_implementation
-    forward.packed = False
+    packed, why_padded, packing = (
+        forward.packed,
+        forward.why_padded,
+        forward._backbone.config._attn_implementation,
+    )
+    forward.why_padded = "a test"
     if packed:
         forward._backbone.set_attn_implementation(forward._own_attention)
     try:
         yield
     finally:
-        forward.packed = packed
+        forward.why_padded = why_padded
         if packed:
             forward._backbone.set_attn_implementation(packing)

@@ -38,7 +38,7 @@ PACKED: dict[str, dict[str, Any]] = {
     "ModernBertModel": {"local_attention": 8, "global_attn_every_n_layers": 3},
     "NomicBertModel": {},
     "Qwen2Model": {"num_key_value_heads": 2, "use_cache": False},
-    "Qwen3Model": GROUPED,
+    "Qwen3Model": {**GROUPED, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     "RobertaModel": {},
     "XLMRobertaModel": {},
 }
@@ -90,7 +90,7 @@ def test_packed_texts_get_the_states_that_they_get_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*PACKED, *PADDED])
 def test_padded_texts_get_the_states_that_they_get_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Forward, "_can_pack", lambda _: False)
+    monkeypatch.setattr(Forward, "_find_why_padded", lambda _: "a test")
     backbone, batch = backbone_of(name, PACKED.get(name) or PADDED.get(name) or {}), batch_of(LENGTHS)
     expected = alone(backbone, batch)
     assert relative_error(Forward(backbone)(batch), expected) < 1e-4
@@ -106,6 +106,7 @@ def test_other_classes_are_padded(name: str) -> None:
     expected = alone(backbone, batch)
     run = Forward(backbone)
     assert not run.packed
+    assert run.why_padded == f"{name} is not known to be right with texts end to end"
     assert relative_error(run(batch), expected) < 1e-4
 
 
@@ -127,7 +128,7 @@ def test_a_class_on_the_list_by_mistake_fails_its_self_test(
 
 def test_rope_that_depends_on_the_longest_text_is_not_packed() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    assert not Forward(backbone_of("LlamaModel", GROUPED, rope_parameters=rope)).packed
+    assert "angles" in Forward(backbone_of("LlamaModel", GROUPED, rope_parameters=rope)).why_padded
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -158,15 +159,28 @@ def test_three_steps_are_torchs_attention(causal: bool, window: int | None, head
 
 
 def test_the_self_test_looks_beyond_a_small_window() -> None:
-    for name, lengths in {
-        "ModernBertModel": [15, 5, 5, 2],
-        "MistralModel": [13, 5, 5, 2],
-        "BertModel": [7, 5, 5, 2],
-    }.items():
-        config = backbone_of(name, PACKED[name]).config
-        assert forward._self_test_batch(config).lengths.tolist() == lengths
+    for name, longest, lengths in (
+        ("ModernBertModel", 7, [15, 5, 5, 2]),
+        ("MistralModel", 7, [13, 5, 5, 2]),
+        ("BertModel", 7, [7, 5, 5, 2]),
+        ("BertModel", 100, [64, 5, 5, 2]),  # no longer than there are positions
+        ("RobertaModel", 100, [62, 5, 5, 2]),  # which count from behind the padding token's id
+    ):
+        backbone = backbone_of(name, PACKED[name])
+        assert forward._self_test_batch(backbone, longest).lengths.tolist() == lengths
 
 
 def test_a_way_without_its_mask_fails_the_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_window_mask", lambda *_, **__: None)
-    assert not Forward(backbone_of("ModernBertModel", PACKED["ModernBertModel"])).packed
+    why = Forward(backbone_of("ModernBertModel", PACKED["ModernBertModel"])).why_padded
+    assert why.startswith("texts end to end and alone differed by 0.")
+
+
+def test_texts_run_alone_leave_the_model_as_it_is() -> None:
+    backbone, batch = backbone_of("Qwen3Model", GROUPED), batch_of(LENGTHS)
+    expected = alone(backbone, batch)
+    run = Forward(backbone)
+    before, packed = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}, run(batch)
+    assert torch.equal(run.plain(batch), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+    assert torch.equal(run(batch), packed)

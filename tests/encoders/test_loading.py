@@ -149,7 +149,7 @@ def test_a_causal_class_that_is_told_to_look_both_ways_does(architecture: str, t
     protocol = resolve_protocol(str(folder))
     encoder, texts = Encoder.load(protocol, device="cpu"), Tokenizer(protocol).prepare(TEXTS)
     assert_same(encoder.reference(texts), both_ways)
-    encoder._forward.packed = False
+    encoder._forward.why_padded = "a test"
     encoder._forward._backbone.set_attn_implementation("sdpa")
     assert_same(encoder.encode(texts).vectors, both_ways)
 

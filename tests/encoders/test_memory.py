@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from encoders.copies import Fetch, from_device
 from encoders.encoder import Encoder
 from encoders.errors import EncoderError
 from encoders.memory import is_out_of_memory
@@ -51,9 +52,11 @@ class Case:
     texts: TokenizedTexts
     expected: np.ndarray
 
-    def encoder(self, num_threads: int | None = None) -> Encoder:
+    def encoder(self, num_threads: int | None = None, num_queued: int = 0) -> Encoder:
         protocol = resolve_protocol(str(self.folder))
-        return Encoder.load(protocol, device="cpu", max_batch_tokens=BUDGET, num_threads=num_threads)
+        encoder = Encoder.load(protocol, device="cpu", max_batch_tokens=BUDGET, num_threads=num_threads)
+        encoder._num_queued = num_queued
+        return encoder
 
 
 # Texts end to end, and padded.
@@ -65,12 +68,14 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(folder, texts, Encoder.load(protocol, device="cpu").encode(texts).vectors)
 
 
-@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize(
+    ("num_threads", "num_queued"), [(1, 0), (3, 0), (1, 1)], ids=["one by one", "threads", "as on a card"]
+)
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, of_the_cpu, MemoryError])
 def test_batches_that_do_not_fit_are_halved_and_the_vectors_are_the_same(
-    case: Case, error: Callable[[], Exception], num_threads: int
+    case: Case, error: Callable[[], Exception], num_threads: int, num_queued: int
 ) -> None:
-    encoder = case.encoder(num_threads)
+    encoder = case.encoder(num_threads, num_queued)
     tried = refuse_above(encoder, 120, error)
     encoded = encoder.encode(case.texts)
     np.testing.assert_allclose(encoded.vectors, case.expected, atol=1e-6)
@@ -81,17 +86,54 @@ def test_batches_that_do_not_fit_are_halved_and_the_vectors_are_the_same(
     assert max(tried) <= BUDGET // 4  # remembered: nothing fails a second time
 
 
-def test_after_a_batch_that_does_not_fit_no_other_as_large_is_tried(case: Case) -> None:
-    encoder = case.encoder(1)
+def test_a_batch_that_is_queued_and_then_does_not_fit_is_halved_too(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver may find out only while the work is done, that is, when its end is waited for."""
+    failed_at: list[int] = []
+
+    def late(vectors: torch.Tensor) -> Fetch:
+        fetch = from_device(vectors)
+
+        def wait() -> np.ndarray:
+            if len(vectors) > 8:
+                failed_at.append(len(tried))
+                raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+            return fetch()
+
+        return wait
+
+    monkeypatch.setattr("encoders.encoder.from_device", late)
+    encoder = case.encoder(1, num_queued=1)
+    tried = refuse_above(encoder, 10**9, MemoryError)
+    encoded = encoder.encode(case.texts)
+    np.testing.assert_allclose(encoded.vectors, case.expected, atol=1e-6)
+    assert encoder.budget_halved
+    assert max(tried[failed_at[0] - 1 :]) > BUDGET // 2  # the one behind it was under way
+    assert max(tried[failed_at[0] :]) <= BUDGET // 2
+
+
+def test_the_vectors_of_a_queue_are_those_of_one_batch_after_the_other(case: Case) -> None:
+    one_by_one, queued = (case.encoder(1, num_queued).encode(case.texts) for num_queued in (0, 1))
+    np.testing.assert_array_equal(queued.vectors, one_by_one.vectors)
+    assert queued.num_padding == one_by_one.num_padding
+
+
+@pytest.mark.parametrize("num_queued", [0, 1])
+def test_after_a_batch_that_does_not_fit_no_other_as_large_is_tried(case: Case, num_queued: int) -> None:
+    encoder = case.encoder(1, num_queued)
     tried = refuse_above(encoder, 120, torch.OutOfMemoryError)
     encoder.encode(case.texts)
     assert sum(tokens > BUDGET // 2 for tokens in tried) == 1
 
 
-def test_a_text_that_does_not_fit_alone_is_named_and_all_others_have_their_vectors(case: Case) -> None:
+@pytest.mark.parametrize("num_queued", [0, 1])
+def test_a_text_that_does_not_fit_alone_is_named_and_all_others_have_their_vectors(
+    case: Case, num_queued: int
+) -> None:
     limit = int(case.texts.lengths.max()) - 1
     longest = np.flatnonzero(case.texts.lengths > limit)
-    encoder = case.encoder(2)
+    encoder = case.encoder(1 if num_queued else 2, num_queued)
     refuse_above(encoder, limit, torch.OutOfMemoryError)
     encoded = encoder.encode_what_fits(case.texts)
     assert encoded.lost.tolist() == longest.tolist()

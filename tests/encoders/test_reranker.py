@@ -374,7 +374,8 @@ def test_packed_and_padded_language_models_score_alike(packed: bool, language_mo
     assert reranker._head.packed
     if not packed:
         reranker._head._forward._backbone.set_attn_implementation("sdpa")  # type: ignore[union-attr]
-        reranker._head._forward.packed = reranker._head.packed = False  # type: ignore[union-attr]
+        reranker._head._forward.why_padded = "a test"  # type: ignore[union-attr]
+        reranker._head.packed = False
     np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-5)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.attention.varlen
 
 from encoders import forward, varlen
 from encoders.forward import Forward
@@ -24,16 +26,16 @@ def attend_by_hand(
     other_starts: torch.Tensor,
     longest: int,
     other_longest: int,
-    *,
-    scale: float | None,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-) -> torch.Tensor:
+    is_causal: bool = False,
+    scale: float | None = None,
+    window_size: list[int] | tuple[int, int] = (-1, -1),
+    *_: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What the documentation of `varlen_attn` says, text by text, in float32."""
-    assert starts is other_starts
+    assert torch.equal(starts, other_starts)
     assert starts.dtype == torch.int32
     assert longest == other_longest == int(starts.diff().max())
-    assert enable_gqa == (query.shape[1] != key.shape[1])
+    assert is_causal == (tuple(window_size) == (-1, 0))
     left, right = (reach if reach >= 0 else longest for reach in window_size)
     shared = query.shape[1] // key.shape[1]
     result = torch.empty_like(query)
@@ -46,13 +48,13 @@ def attend_by_hand(
         scores = torch.einsum("qhd,khd->hqk", query[some], keys) * (scale or query.shape[-1] ** -0.5)
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
         result[some] = torch.einsum("hqk,khd->qhd", weights, values)
-    return result
+    return result, query.new_empty(query.shape[1], len(query)), torch.zeros(2, dtype=torch.uint64)
 
 
 @pytest.fixture
 def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CUDA way on the CPU, in float32, with a kernel written by hand."""
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", attend_by_hand)
+    """The CUDA way on the CPU, in float32: torch's own function, on a kernel written by hand."""
+    torch.nn.attention.varlen._varlen_attn.register_kernel("cpu")(attend_by_hand)
     monkeypatch.setattr(varlen, "DTYPES", (torch.float32,))
     monkeypatch.setattr(forward, "_way_of", lambda _: varlen)
 
@@ -63,8 +65,38 @@ def test_the_kernels_arguments_mean_each_text_alone(name: str) -> None:
     backbone, batch = backbone_of(name, PACKED[name]), batch_of(LENGTHS)
     expected = alone(backbone, batch)
     run = Forward(backbone)
-    assert run.packed
+    assert run.why_padded == ""
     assert backbone.config._attn_implementation == varlen.NAME
+    assert relative_error(run(batch), expected) < 1e-4
+
+
+@pytest.mark.usefixtures("as_on_a_card")
+def test_a_torch_without_its_switch_for_grouped_heads_packs_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 2.11 has it: its kernel takes fewer heads of keys without being told."""
+    real = torch.nn.attention.varlen.varlen_attn
+
+    def of_2_11(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        return_aux: Any = None,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> torch.Tensor:
+        assert return_aux is None
+        settings: dict[str, Any] = {"scale": scale, "window_size": window_size, "enable_gqa": True}
+        return real(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **settings)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", of_2_11)
+    backbone, batch = backbone_of("Qwen3Model", PACKED["Qwen3Model"]), batch_of(LENGTHS)
+    expected = alone(backbone, batch)
+    run = Forward(backbone)
+    assert run.why_padded == ""
     assert relative_error(run(batch), expected) < 1e-4
 
 
@@ -86,20 +118,34 @@ def test_a_window_counts_the_tokens_beside(
 
 
 @pytest.mark.usefixtures("as_on_a_card")
-@pytest.mark.parametrize("kind", ["fails", "is wrong"])
-def test_a_card_whose_kernel_fails_or_is_wrong_pads(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("fails", "the kernel failed: no kernel for this head size"),
+        ("is wrong", r"texts end to end and alone differed by [\d.]+"),
+        ("is no number", "texts end to end and alone differed by nan"),
+    ],
+)
+def test_a_card_whose_kernel_fails_or_is_wrong_pads_and_says_why(
+    kind: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def kernel(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         if kind == "fails":
-            raise RuntimeError("no kernel")
-        return torch.zeros_like(query)
+            raise RuntimeError("no kernel for this head size\nException raised from mha_varlen_fwd")
+        return torch.full_like(query, 0.0 if kind == "is wrong" else torch.nan)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     backbone, batch = backbone_of("BertModel", {}), batch_of(LENGTHS)
     expected = alone(backbone, batch)
     run = Forward(backbone)
-    assert not run.packed
+    assert re.fullmatch(why, run.why_padded)
     assert backbone.config._attn_implementation == "sdpa"
     assert relative_error(run(batch), expected) < 1e-4
+
+
+def test_in_float32_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "_way_of", lambda _: varlen)
+    assert Forward(backbone_of("BertModel", {})).why_padded.endswith("on cpu in torch.float32")
 
 
 @pytest.mark.gpu
@@ -114,5 +160,5 @@ def test_packed_texts_on_a_card_get_the_states_that_they_get_alone(name: str) ->
             [backbone(input_ids=torch.from_numpy(ids)[None].cuda()).last_hidden_state[0] for ids in texts]
         )
     run = Forward(backbone)
-    assert run.packed
+    assert run.why_padded == ""
     assert relative_error(run(batch).float(), expected.float()) < 0.1

@@ -24,6 +24,7 @@ def spent(actor: str, encode: float, starved: float, **changes: Any) -> dict[str
         "num_prompts": 1,
         "num_encodings": 1,
         "num_padding": 0,
+        "why_padded": "",
         "num_carried": 0,
         "halved_budget": 0,
         "preflight_cosine": 1.0,
