@@ -42,6 +42,11 @@ def main() -> None:
         default=["encode"],
         help="the ways of benchmarks/rivals.py (default: encode)",
     )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="of the job and of `encoder`; auto is the job's default (default float32)",
+    )
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     seconds: dict[str, list[float]] = {way: [] for way in ("job", *args.against)}
@@ -51,13 +56,15 @@ def main() -> None:
         for number in range(args.rounds):
             for way in args.against:
                 output = Path(folder, f"{way}-{number}")
-                seconds[way].append(run_rival(way, shards, output, args.model, cores))
-            summary = run_job(shards, Path(folder, f"job-{number}"), args.model, cores)
+                seconds[way].append(run_rival(way, shards, output, args.model, cores, args.dtype))
+            summary = run_job(shards, Path(folder, f"job-{number}"), args.model, cores, args.dtype)
             seconds["job"].append(summary["seconds"] - summary["ray_start_seconds"])
             found = ", ".join(f"{way} {summary['tokens'] / times[-1]:,.0f}" for way, times in seconds.items())
             print(f"round {number + 1}, tokens/s: {found}", flush=True)
     tokens = summary["tokens"]
-    print(f"{table.num_rows:,} rows, {tokens:,} tokens, {args.shards} shards, {cores} cores, medians:")
+    print(
+        f"{table.num_rows:,} rows, {tokens:,} tokens, {args.shards} shards, {args.dtype}, {cores} cores, medians:"
+    )
     print("| way | tokens/s | the job's to it |\n|---|---|---|")
     for way, times in seconds.items():
         ratios = [theirs / ours for theirs, ours in zip(times, seconds["job"], strict=True)]
@@ -74,17 +81,17 @@ def write_shards(table: pa.Table, folder: Path, num_shards: int) -> Path:
     return folder
 
 
-def run_rival(way: str, corpus: Path, output: Path, model: str, cores: int) -> float:
+def run_rival(way: str, corpus: Path, output: Path, model: str, cores: int, dtype: str) -> float:
     """Seconds of one run of another way."""
     script = str(Path(__file__).with_name("rivals.py"))
-    options = ("--model", model, "--cores", str(cores), "--output", str(output))
+    options = ("--model", model, "--cores", str(cores), "--output", str(output), "--dtype", dtype)
     return float(run_json(sys.executable, script, way, str(corpus), *options))
 
 
-def run_job(corpus: Path, output: Path, model: str, cores: int) -> dict[str, Any]:
+def run_job(corpus: Path, output: Path, model: str, cores: int, dtype: str) -> dict[str, Any]:
     """The summary of one run of the job."""
     places = ("--input", str(corpus), "--output", str(output), "--model", model)
-    view = ("--task", "retrieval", "--role", "document", "--dtype", "float32")
+    view = ("--task", "retrieval", "--role", "document", "--dtype", dtype)
     here = ("--ray-address", "local", "--num-cpus", str(cores))
     summary: dict[str, Any] = run_json(sys.executable, "-m", "jobs.embed", *places, *view, *here)
     return summary

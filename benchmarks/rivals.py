@@ -29,11 +29,12 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a folder in the sentence-transformers format")
     parser.add_argument("--cores", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--dtype", default="float32", help="of `encoder`; the others have their own defaults")
     args = parser.parse_args()
-    print(WAYS[args.way](args.corpus, args.model, args.cores, args.output))
+    print(WAYS[args.way](args.corpus, args.model, args.cores, args.output, args.dtype))
 
 
-def encode(corpus: Path, model: str, _cores: int, _output: Path) -> float:
+def encode(corpus: Path, model: str, _cores: int, _output: Path, _dtype: str) -> float:
     """sentence-transformers' `encode` with its defaults, all texts in one call; loading is not counted."""
     from sentence_transformers import SentenceTransformer
 
@@ -44,7 +45,7 @@ def encode(corpus: Path, model: str, _cores: int, _output: Path) -> float:
     return time.perf_counter() - started
 
 
-def processes(corpus: Path, model: str, cores: int, output: Path) -> float:
+def processes(corpus: Path, model: str, cores: int, output: Path, _dtype: str) -> float:
     """sentence-transformers' own pool, a process of one thread a core."""
     from sentence_transformers import SentenceTransformer
 
@@ -59,7 +60,7 @@ def processes(corpus: Path, model: str, cores: int, output: Path) -> float:
     return time.perf_counter() - started
 
 
-def ray(corpus: Path, model: str, cores: int, output: Path) -> float:
+def ray(corpus: Path, model: str, cores: int, output: Path, _dtype: str) -> float:
     """Ray Data's recipe: `read_parquet`, an actor a core with a model, `write_parquet`."""
     import ray
     from sentence_transformers import SentenceTransformer
@@ -81,7 +82,7 @@ def ray(corpus: Path, model: str, cores: int, output: Path) -> float:
     return time.perf_counter() - started
 
 
-def daft(corpus: Path, model: str, _cores: int, output: Path) -> float:
+def daft(corpus: Path, model: str, _cores: int, output: Path, _dtype: str) -> float:
     """Daft's `embed_text` on its native runner."""
     import daft
     from daft.functions import embed_text
@@ -93,7 +94,7 @@ def daft(corpus: Path, model: str, _cores: int, output: Path) -> float:
     return time.perf_counter() - started
 
 
-def encoder(corpus: Path, model: str, cores: int, _output: Path) -> float:
+def encoder(corpus: Path, model: str, cores: int, _output: Path, dtype: str) -> float:
     """The job's own encoder without the job: all texts tokenized and encoded in one call; loading is not counted."""
     from encoders.allocator import keep_freed_memory
     from encoders.encoder import Encoder
@@ -104,7 +105,7 @@ def encoder(corpus: Path, model: str, cores: int, _output: Path) -> float:
     protocol = resolve_protocol(model)
     texts = pq.read_table(corpus, columns=["text"])["text"].to_pylist()
     tokenizer = Tokenizer(protocol)
-    loaded = Encoder.load(protocol, device="cpu", dtype="float32", num_threads=cores)
+    loaded = Encoder.load(protocol, device="cpu", dtype=dtype, num_threads=cores)  # type: ignore[arg-type]
     started = time.perf_counter()
     loaded.encode(tokenizer.prepare(texts))
     return time.perf_counter() - started
@@ -115,7 +116,7 @@ def as_lists(vectors: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 
-WAYS: dict[str, Callable[[Path, str, int, Path], float]] = {
+WAYS: dict[str, Callable[[Path, str, int, Path, str], float]] = {
     way.__name__: way for way in (encode, processes, ray, daft, encoder)
 }
 

@@ -4,7 +4,7 @@ A language model answers any prompt with a plausible score, and what it was trai
 model cards. So the words stand here, to the byte, and a model's family is found by its exact repository id or is named
 by the caller; nothing is guessed from a part of a name.
 
-`python -m encoders.reference --rerankers` prints the table as README shows it.
+`python -m encoders.reference --rerankers` prints the table as docs/models.md shows it.
 """
 
 from __future__ import annotations

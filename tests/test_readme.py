@@ -1,4 +1,4 @@
-"""README says what the code says."""
+"""README and docs/ say what the code says."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from jobs.reference import markdown_reference
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+}
 
 
 def test_the_configuration_reference_is_the_generated_one() -> None:
@@ -34,7 +38,7 @@ def test_the_table_of_models_is_the_generated_one() -> None:
 
 def test_the_table_of_rerankers_is_the_generated_one() -> None:
     marked = re.search(
-        r"<!-- python -m encoders.reference --rerankers -->\n(.*?)\n<!-- end -->", README, re.DOTALL
+        r"<!-- python -m encoders.reference --rerankers -->\n(.*?)\n<!-- end -->", MODELS, re.DOTALL
     )
     assert marked is not None
     assert marked[1].strip() == markdown_rerankers()
@@ -43,7 +47,7 @@ def test_the_table_of_rerankers_is_the_generated_one() -> None:
 def test_the_protocol_that_is_written_out_is_valid() -> None:
     [written] = [
         tree["encoder"]["protocol"]
-        for example in re.findall(r"```yaml\n(encoder:\n.*?)```", README, re.DOTALL)
+        for example in re.findall(r"```yaml\n(encoder:\n.*?)```", MODELS, re.DOTALL)
         if "protocol" in (tree := yaml.safe_load(example))["encoder"]
     ]
     assert read_family(written).prompts["clustering"][Role.DOCUMENT].prefix == "cluster: "
@@ -58,7 +62,8 @@ def test_every_job_command_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [example] = re.findall(r"```yaml\n# job.yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "job.yaml").write_text(example)
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"python -m jobs\.embed ((?:[^\n]*\\\n)*[^\n`]*)", README)
+    pages = "\n".join(page for path, page in PAGES.items() if path.name != "scheduling.md")
+    commands = re.findall(r"python -m jobs\.embed ((?:[^\n]*\\\n)*[^\n`]*)", pages)
     assert len(commands) >= 4
     for command in commands:
         parse(shlex.split(command.replace("\\\n", " "), comments=True))
@@ -75,3 +80,16 @@ def test_every_file_of_the_tree_is_there_and_every_module_is_in_it() -> None:
         assert modules == {name for name in re.findall(r"\w+\.py", tree) if (ROOT / package / name).is_file()}
     for name in re.findall(r"^(\S+)  ", tree, re.MULTILINE):
         assert (ROOT / name).exists(), name
+
+
+def test_every_link_leads_to_a_file_or_a_heading() -> None:
+    for path, page in PAGES.items():
+        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page):
+            name, _, heading = link.partition("#")
+            target = (path.parent / name).resolve() if name else path
+            assert target.exists(), (path.name, link)
+            if heading:
+                headings = re.findall(r"^#+ (.*)", PAGES[target], re.MULTILINE)
+                assert heading in {
+                    re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings
+                }, link

@@ -18,7 +18,7 @@ from jobs.records import FileRecord, Manifest, parse_manifest, read_manifest
 from jobs.storage import Location, Store, open_store
 
 # Beside parts and rejects, what an output holds when nobody is at work on it.
-_OTHERS = ("_manifest.json", "_config.json", "_manifests/", "_changes/")
+_OTHERS = ("_manifest.json", "_manifests/", "_changes/", "_ids/")
 VECTOR = "embedding"
 
 
@@ -27,7 +27,7 @@ class Published:
     """A dataset as its manifest names it.
 
     Attributes:
-        manifest: Without the time of the commit.
+        manifest: Without the time of the commit and the configuration.
         files: Digest of each part and rejects file, as it lies on storage.
         num_rows: Rows that were read.
         num_vectors: By view.
@@ -64,13 +64,13 @@ def published(location: Location) -> Published:
     listed = {entry.path: entry.size_bytes for entry in store.list(temporary=True)}
     earlier = {}
     for path in listed:
-        if path.startswith("_manifests/") and not path.endswith(".config.json"):
+        if path.startswith("_manifests/"):
             earlier |= {
                 file.path: file.num_bytes for file in _files_of(parse_manifest(store.read(path), path))
             }
     assert {path: listed.get(path) for path in earlier} == earlier
     return Published(
-        manifest.model_dump(mode="json", exclude={"committed_at"}),
+        manifest.model_dump(mode="json", exclude={"committed_at", "run", "checksum"}),
         files,
         manifest.num_rows,
         manifest.num_vectors(),
