@@ -47,16 +47,16 @@ python -m jobs.embed job.yaml --dry-run
 # What does this model get around a text, for each task and role? No weights are loaded.
 python -m jobs.embed --show-protocol --model intfloat/e5-base-v2
 
-# From the file, but with shorter vectors, and with a field that has no flag of its own.
-python -m jobs.embed job.yaml --truncate-dim 256 --set compute.gpus_per_actor=0.5
+# From the file, but with shorter vectors elsewhere, and with a field that has no flag of its own.
+python -m jobs.embed job.yaml --output vectors-256/ --truncate-dim 256 --set compute.gpus_per_actor=0.5
 """
 
 EXIT_CODES = (
     ("0", "The dataset is complete and published (with --dry-run: the plan stands)."),
     (
         "1",
-        "The run failed, or another one has the output; the dataset is what it was before. The same command goes on "
-        "where it stopped.",
+        "The run failed, or another one has the output; the dataset is what it was before (the new one, where the "
+        "message says that it is published). The same command goes on where it stopped.",
     ),
     ("2", "The command cannot work as written, which was found before anything was started."),
 )

@@ -6,8 +6,8 @@ that ends its process twice running, with nothing else in hand, is deadly. In th
 without its deadly rows.
 
 What is put down costs a message, a death costs a process that starts and loads its model: hence a hundred and not two.
-A deadly row among 10,000 takes four deaths. Rows that are deadly only together are not found: then the fragment dies
-as a whole, again and again, and so it is if opening it is what kills.
+A deadly row among 10,000 takes four deaths behind the first, which nobody sees. Rows that are deadly only together are
+not found: then the fragment dies as a whole, again and again, and so it is if opening it is what kills.
 """
 
 from __future__ import annotations

@@ -278,8 +278,8 @@ class OutputConfig(Section):
     )
     retry_rejects: bool = Field(
         default=False,
-        description="Embed fragments anew in which a text was too much for the machine (out_of_memory, killed_worker), "
-        "say on a larger one; for one run, since each that is told so does it again.",
+        description="Embed fragments anew in which a text was too much for the machine (out_of_memory, not_finite, "
+        "killed_worker), say on a larger one; for one run, since each that is told so does it again.",
     )
     carry_over: bool = Field(
         default=True,
