@@ -244,7 +244,7 @@ def go(phase: str, watch: Stopwatch, source: Location, store: Store) -> Manifest
         with watch.step("compare"):
             assert holdings.manifest is not None
             assert manifest.equals(holdings.manifest)
-            assert holdings.is_tidy
+            assert holdings.is_tidy(1)
         return manifest
     with watch.step("publish"):
         version = publish(store, manifest, replacing=holdings.version)

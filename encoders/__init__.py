@@ -11,7 +11,7 @@
     reference    the table of families as README shows it
     tasks        what a vector is for, and on which side of the comparison its text stands
     adapters     which adapter a task has, and what of its files can be honoured
-    native       repositories whose own code need not run
+    native       repositories whose own code need not run; remote_code: which code may
     space        where vectors may be compared, as one id
     tokenizer    texts -> ragged token ids (tokenized); ends: the special tokens    (CPU; overlaps with what follows)
     chunking     long texts -> pieces that fit
@@ -23,6 +23,8 @@
     loading      weights -> backbone
     merging      the backbone with one of its adapters at a time
     linear       its linear layers as a CPU likes them best, or in 8 bits (int8)
+    devices      device, number format and batch size where nothing is said (memory: when a batch does not fit)
+    copies       arrays to the device and back
     encoder      the six above around one backbone on one device
     preflight    whether it gives what the plain path gives (plain: weights from the files, in float32);
                  token_preflight: whether token ids are those of the whole text

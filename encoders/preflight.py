@@ -48,20 +48,25 @@ class Preflight:
         self._plain: PlainPath | None = None
         self._fits = True
 
-    def prove(self, texts: TokenizedTexts) -> None:
+    def prove(self, texts: TokenizedTexts) -> bool:
         """Compare a few of these texts by the adapter in use.
+
+        Returns:
+            Whether there was anything to compare: not where no text fits the memory or gets a vector of numbers. The
+            run makes rejects of such texts, which is no matter here.
 
         Raises:
             EncoderError: They differ by more than rounding, or the adapter has no effect.
         """
         few = texts.take(_choose(texts.lengths))
         together = self._encoder.encode_what_fits(few)
-        if len(together.lost):  # the run makes rejects of such texts, which is no matter here
-            few = few.take(np.setdiff1d(np.arange(len(few)), together.lost))
+        sound = _sound(few, together.vectors)
+        if len(sound) < len(few):
+            few = few.take(sound)
             together = self._encoder.encode_what_fits(few)
         alone = [self._encoder.encode_what_fits(few.take(np.array([row]))) for row in range(len(few))]
         if not len(few) or any(len(one.lost) for one in (together, *alone)):
-            return
+            return False
         ways = {"together": together.vectors, "alone": np.concatenate([one.vectors for one in alone])}
         expected = self._plainly(few, self._encoder.adapter)
         compared_with = PLAIN
@@ -71,12 +76,13 @@ class Preflight:
                 f"its own weights in {self._encoder.number_format}, for want of memory for float32"
             )
         if expected is None:
-            return
+            return False
         self.compared_with = compared_with
         for way, vectors in ways.items():
             self._check_cosine(way, float(_cosines(vectors, expected).min()))
         if self._encoder.adapter is not None and compared_with == PLAIN:
             self._check_effect(few, alone[0].vectors, expected)
+        return True
 
     def close(self) -> None:
         """Let go of the plain path, when there is nothing more to prove."""
@@ -132,6 +138,16 @@ class Preflight:
                 f"has no effect in {self._encoder.number_format}; give one that was trained, or say none for its task "
                 "(encoder.adapters); compute.preflight=false goes on"
             )
+
+
+def _sound(texts: TokenizedTexts, vectors: Vectors) -> npt.NDArray[np.int64]:
+    """Which texts have all their vectors, and those of numbers."""
+    finite = np.isfinite(np.abs(vectors).max(axis=1))  # NaN is the largest of all
+    stretches = texts.stretches
+    if stretches is None:
+        return np.flatnonzero(finite)
+    each = (finite[stretches.places(np.array([row]))] for row in range(len(texts)))
+    return np.flatnonzero([bool(some.all()) for some in each])
 
 
 def _choose(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

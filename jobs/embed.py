@@ -106,8 +106,7 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         for replans_left in reversed(range(_MOST_REPLANS + 1)):
             ready = know_output(job)
             try:
-                with _nothing_left_of_a_refusal(ready):
-                    return _make(ready, lease, console, started)
+                return _make(ready, lease, console, started)
             except FileChangedError as error:
                 if config.input.on_changed_shard == "fail" or not replans_left:
                     raise
@@ -117,14 +116,18 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
 
 
 @contextlib.contextmanager
-def _nothing_left_of_a_refusal(job: Job) -> Iterator[None]:
-    """A run that is refused after it has looked at ids leaves the output as it was."""
+def _nothing_left_of_a_refusal(job: Job, lease: Lease) -> Iterator[None]:
+    """A run that is refused after it has looked at ids leaves the output as it was, if that is still its own."""
     try:
         yield
     except (ConfigurationError, CorpusError):
-        found = [entry.path for folder in (IDS, CARRIED) for entry in job.store.list(folder)]
-        there = set(job.holdings.others)
-        job.store.delete(path for path in found if path not in there and path.endswith((".bits", ".plan")))
+        with contextlib.suppress(OutputBusyError, StorageError):
+            lease.confirm()
+            found = [entry.path for folder in (IDS, CARRIED) for entry in job.store.list(folder)]
+            there = set(job.holdings.others)
+            job.store.delete(
+                path for path in found if path not in there and path.endswith((".bits", ".plan"))
+            )
         raise
 
 
@@ -134,11 +137,12 @@ def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str,
     footers, seconds = _read_footers(job)
     ray_seconds += seconds
     layout, reading = _lay_out(job, footers)
-    layout, seconds = _check_ids(job, layout, reading, console)
-    ray_seconds += seconds
-    job, seconds = _calibrate(job, layout, reading, console)
-    ray_seconds += seconds
-    plan = _plan(job, layout, reading)
+    with _nothing_left_of_a_refusal(job, lease):
+        layout, seconds = _check_ids(job, layout, reading, console)
+        ray_seconds += seconds
+        job, seconds = _calibrate(job, layout, reading, console)
+        ray_seconds += seconds
+        plan = _plan(job, layout, reading)
     tally = Tally()
     limit = _reject_limit(job, plan)
     if plan.work:
@@ -375,7 +379,7 @@ def _commit(
         ),
     )
     if held is not None and manifest.equals(held):
-        if not job.holdings.is_tidy:  # an earlier run died between its commit and its sweep
+        if not job.holdings.is_tidy(job.config.output.keep_manifests):
             _sweep(job, held, job.holdings.version, lease)
         return held, nothing_changed(held)
     changes = report_changes(job.store, job.holdings, manifest, functools.partial(_compare, job.config))

@@ -80,20 +80,18 @@ class EncodeFragment:
         for encoding in self._by_adapter(encodings):
             texts = ragged[prompts.index(encoding.prompt)]
             self._encoder.use_adapter(encoding.adapter)
-            if encoding in self._unproven and len(texts):
-                self._preflight.prove(texts)
+            if encoding in self._unproven and len(texts) and self._preflight.prove(texts):
                 self._unproven.remove(encoding)
             encoded = self._encoder.encode_what_fits(texts)
             lost[OUT_OF_MEMORY].append(_vectors_of(texts, encoded.lost))
             encoded.vectors[lost[OUT_OF_MEMORY][-1]] = 0.0  # they are dropped below
-            lost[NOT_FINITE].append(self._spoilt(encoded.vectors))
+            lost[NOT_FINITE].append(self._spoilt(encoded.vectors, work))
             encoded.vectors[lost[NOT_FINITE][-1]] = 0.0
             key = encodings.index(encoding)
             vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.encoded_precision))
             num_tokens += len(texts.token_ids)  # as the parts have them, equal texts too
             num_padding += encoded.num_padding
-        if not self._unproven:
-            self._preflight.close()
+        self._preflight.close()  # a later fragment that has something to prove opens it anew
         cells: dict[str, object] = {
             "vectors": pa.table(vectors),
             "starved_seconds": starved,
@@ -114,14 +112,17 @@ class EncodeFragment:
         self._idle_since = time.perf_counter()
         return encoded_row
 
-    def _spoilt(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        """Which vectors cannot be stored; if most of them cannot, it is not for the texts.
+    def _spoilt(self, vectors: npt.NDArray[np.float32], work: Work) -> npt.NDArray[np.int64]:
+        """Which vectors cannot be stored; if that is most of the fragment, it is not for the texts.
+
+        Of a fragment whose other vectors are carried over only the few new ones may come here.
 
         Raises:
             EncoderError: The model overflows in this number format.
         """
         spoilt = unstorable(vectors, self._run.encoded_precision)
-        if len(spoilt) > max(_FEW_VECTORS, len(vectors) // 2):
+        num_rows = work.num_sampled or work.fragment.num_rows
+        if len(spoilt) > max(_FEW_VECTORS, len(vectors) // 2, num_rows // 2):
             cast(vectors, self._run.encoded_precision)
         return spoilt
 

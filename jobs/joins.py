@@ -34,9 +34,10 @@ from jobs.carry import CarryPlan, Steps, match
 from jobs.changes import CompareSteps, Comparison
 from jobs.config import ComputeConfig
 from jobs.duplicates import Ids, IdScan, repeats
+from jobs.errors import StorageError
 from jobs.pipeline import NOTHING_ENDED, PIPELINE_ERRORS, configure, own_cause
 from jobs.records import CARRIED
-from jobs.run_spec import RunSpec
+from jobs.run_spec import RunSpec, other_disk
 from jobs.storage import Location, open_store
 from jobs.unique import stirred
 from jobs.watch import Need, nobody_came
@@ -159,11 +160,24 @@ def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
         raise own_cause(error) from error
 
 
+def _shipped(location: Location, path: str) -> bytes:
+    """What `_ship` has put there.
+
+    Raises:
+        StorageError: It is not there, so this machine has another disk than the driver's.
+    """
+    store = open_store(location)
+    try:
+        return store.read(path)
+    except FileNotFoundError as error:
+        raise StorageError(other_disk(store.location.uri)) from error
+
+
 @functools.lru_cache(1)
 def _steps(run: bytes, plan: str) -> Steps:
     """Once in each process, whatever the number of its tasks."""
     spec: RunSpec = pickle.loads(run)
-    return Steps(spec, CarryPlan.from_json(open_store(spec.output).read(plan)))
+    return Steps(spec, CarryPlan.from_json(_shipped(spec.output, plan)))
 
 
 def _keys(files: pa.Table, run: bytes, plan: str) -> Iterator[pa.Table]:
@@ -186,7 +200,7 @@ def _save(vectors: pa.Table, run: bytes, plan: str) -> pa.Table:
 @functools.lru_cache(1)
 def _ids_of(scan: bytes, plan: str) -> Ids:
     small: IdScan = pickle.loads(scan)
-    return Ids(small.with_json(open_store(small.output).read(plan)))
+    return Ids(small.with_json(_shipped(small.output, plan)))
 
 
 def _id_keys(files: pa.Table, scan: bytes, plan: str, num_buckets: int) -> Iterator[pa.Table]:
@@ -203,7 +217,7 @@ def _repeats(keys: pa.Table, limit: int | None) -> pa.Table:
 @functools.lru_cache(1)
 def _compare_steps(location: bytes, comparison: str) -> CompareSteps:
     where: Location = pickle.loads(location)
-    return CompareSteps(where, Comparison.from_json(open_store(where).read(comparison)))
+    return CompareSteps(where, Comparison.from_json(_shipped(where, comparison)))
 
 
 def _ids(files: pa.Table, location: bytes, comparison: str) -> Iterator[pa.Table]:

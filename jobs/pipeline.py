@@ -203,7 +203,9 @@ def own_cause(error: BaseException) -> TaskvecError:
     while layer is not None:
         if isinstance(layer, TaskvecError) and not isinstance(layer, RayError):
             return layer
-        innermost, layer = layer, getattr(layer, "cause", None) or layer.__cause__
+        if not isinstance(layer, SystemException):  # Ray's mark on its own failures, which says nothing
+            innermost = layer
+        layer = getattr(layer, "cause", None) or layer.__cause__
     return JobError(
         "the pipeline failed, nothing is published, the same command goes on from here: "
         f"{type(innermost).__name__}: {reason_of(innermost)}"

@@ -4,8 +4,9 @@
 
 Shards that the committed dataset was made from, and that have not changed, are not opened at all.
 
-Some rejects say more of the machine than of the row. A fragment that has such can be embedded anew: its next take has
-parts of other names, which take the place of those before in the commit, like those of a shard that changed.
+Some rejects say more of the machine, or its number format, than of the row. A fragment that has such can be embedded
+anew: its next take has parts of other names, which take the place of those before in the commit, like those of a shard
+that changed.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class RejectLimit:
         larger = (
             ""
             if OF_THE_MACHINE.isdisjoint(reasons)
-            else "take a larger machine and output.retry_rejects=true, "
+            else "take a larger machine, or another encoder.dtype, and output.retry_rejects=true, "
         )
         return TooManyRejectsError(
             f"at least {self._total:,} of {self._num_rows:,} rows would go without a vector ({counts}), and {limit} "

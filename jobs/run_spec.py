@@ -113,10 +113,7 @@ class RunSpec:
         """
         for group in self.landmarks:
             if not any(Path(path).exists() for path in group):
-                raise StorageError(
-                    f"a worker on {platform.node()} does not see {group[0]}: paths of a corpus and an output must be "
-                    "on a file system that all nodes of the cluster share; use one, or s3:// URIs"
-                )
+                raise StorageError(other_disk(group[0]))
 
     @property
     def encoded_precision(self) -> str:
@@ -173,3 +170,11 @@ class Work:
 
 
 _WORK = TypeAdapter(Work)
+
+
+def other_disk(path: str) -> str:
+    """What a worker says that does not see a path of the driver's."""
+    return (
+        f"a worker on {platform.node()} does not see {path}: paths of a corpus and an output must be "
+        "on a file system that all nodes of the cluster share; use one, or s3:// URIs"
+    )

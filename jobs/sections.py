@@ -279,7 +279,8 @@ class OutputConfig(Section):
     retry_rejects: bool = Field(
         default=False,
         description="Embed fragments anew in which a text was too much for the machine (out_of_memory, not_finite, "
-        "killed_worker), say on a larger one; for one run, since each that is told so does it again.",
+        "killed_worker), say on a larger one or with another dtype; for one run, since each that is told so does it "
+        "again.",
     )
     carry_over: bool = Field(
         default=True,

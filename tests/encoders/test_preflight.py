@@ -96,12 +96,26 @@ def test_a_way_that_is_wrong_even_for_one_text_is_caught(
         proven(encoder, texts)
 
 
-def test_vectors_that_are_no_numbers_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_whose_vectors_are_no_numbers_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run makes rejects of them."""
     encoder, texts = loaded(tmp_path)
-    real = encoder._forward._run_packed
-    monkeypatch.setattr(encoder._forward, "_run_packed", lambda batch: real(batch) * torch.nan)
-    with pytest.raises(EncoderError, match="cosine of nan"):
-        proven(encoder, texts)
+    real, spoilt = encoder._forward._run_packed, [int(texts.lengths.min())]
+
+    def run(batch: Batch) -> torch.Tensor:
+        states = real(batch)
+        for start, length in zip(np.cumsum(batch.lengths) - batch.lengths, batch.lengths, strict=True):
+            if length in spoilt:
+                states[start] = torch.nan
+        return states
+
+    monkeypatch.setattr(encoder._forward, "_run_packed", run)
+    preflight = Preflight(encoder)
+    assert preflight.prove(texts)
+    assert preflight.cosine > 0.9999
+    spoilt += texts.lengths.tolist()
+    assert not Preflight(encoder).prove(texts)
 
 
 def test_a_weight_that_was_damaged_in_memory_is_caught(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.data import DataContext
+from ray.data.exceptions import SystemException
 from ray.exceptions import RayError
 
 from encoders.protocol import resolve_protocol
@@ -203,3 +204,9 @@ def test_what_ray_says_of_a_failure_is_cut_to_a_line() -> None:
     )
     assert len(told) < 700
     assert "\n" not in told
+
+
+def test_the_mark_that_ray_puts_on_its_own_failures_hides_no_reason() -> None:
+    error = RayError("no such actor")
+    error.__cause__ = SystemException()
+    assert "RayError: no such actor" in str(own_cause(error))

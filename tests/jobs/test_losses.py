@@ -96,7 +96,7 @@ def test_a_row_whose_vector_is_no_number_is_a_reject_of_all_views_and_no_other_i
     kept = expected.filter(pa.array([one != 4 for one in expected["id"].to_pylist()]))
     bench = replace(bench, model=spoil(model, tmp_path, "capital"), out=tmp_path / "without")
     spec, work = bench.run()
-    spec = replace(spec, preflight=False)
+    assert spec.preflight
     row = pa.table({"work": pa.array([work.to_json()], pa.binary())})
     (spent,) = Writer(spec)(EncodeFragment(spec)(Reader(spec)(row))).to_pylist()
     receipt = Receipt.model_validate_json(spent["receipt"])
@@ -113,7 +113,7 @@ def test_a_model_that_makes_no_numbers_of_most_texts_is_an_error(tmp_path: Path,
     write_shard(tmp_path / "corpus", "s.parquet", {"id": range(len(texts)), "text": texts, "title": texts})
     bench = Bench(tmp_path / "corpus", tmp_path / "out", spoil(model, tmp_path, "Paris"), "reject")
     spec, work = bench.run()
-    spec = replace(spec, preflight=False)
+    assert spec.preflight
     row = pa.table({"work": pa.array([work.to_json()], pa.binary())})
     with pytest.raises(
         EncoderError, match=r"13 of 15 vectors cannot be stored.*is not finite.*encoder\.dtype"
