@@ -43,7 +43,7 @@ class Killer(threading.Thread):
             time.sleep(0.003)
 
     def _kill_in_the_act(self, worker: psutil.Process) -> bool:
-        if self._at not in title_of(worker):
+        if worker.pid in self.killed or self._at not in title_of(worker):
             return False
         try:
             worker.suspend()

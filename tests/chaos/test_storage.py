@@ -172,7 +172,7 @@ def test_a_full_disk_ends_the_run_and_with_room_the_same_command_goes_on(
         assert site.run(Point("jobs.embed:publish")).exit_code == -9
         used = sum(path.stat().st_size for path in small.rglob("*") if path.is_file())
         with Reader(location(site)) as reader:
-            enlarge(small, (used // 4096 + 64) * 4096)
+            enlarge(small, (used // 4096 + 128) * 4096)
             fill(small / "ballast")
             full = site.run()
             assert full.exit_code == 1
