@@ -27,10 +27,12 @@ from tests.stores import put
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
-NUM_SHARDS, NUM_ROWS = 4, 1500
+NUM_SHARDS, NUM_ROWS = 4, 2500
 SOON = ("--set", "compute.no_progress_timeout_seconds=5")
 # Of each request, while somebody is to be killed: small fragments then take about a second, and hardly any work.
 DELAY_SECONDS = 0.15
+# And while nodes go and come, which takes Ray a minute, and the run must not be over before.
+LONG_DELAY_SECONDS = 0.6
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,7 @@ def play(cluster: Cluster, site: Site, proxy: FaultyS3) -> None:
         wait(lambda: all(killer.is_done for killer in killers), process)
     assert [len(set(killer.killed)) for killer in killers] == [1, *[KILLS] * len(STAGES)]
 
+    proxy.delay_seconds = LONG_DELAY_SECONDS
     both = cluster.alive_nodes() - head
     wait(lambda: nodes_of_encoders(cluster) == both, process)
     cluster.lose(other)
