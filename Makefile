@@ -25,7 +25,7 @@ test: $(INSTALLED)
 		--numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 chaos: $(INSTALLED)
-	@$(BIN)/python -m pytest --quiet -m chaos
+	@$(BIN)/python -m pytest --quiet -m chaos --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	@$(BIN)/python -m tests.chaos.rounds --rounds 50 --seed $${SEED:-1}
 
 check: $(INSTALLED)

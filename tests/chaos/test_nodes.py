@@ -31,8 +31,8 @@ NUM_SHARDS, NUM_ROWS = 4, 2500
 SOON = ("--set", "compute.no_progress_timeout_seconds=5")
 # Of each request, while somebody is to be killed: small fragments then take about a second, and hardly any work.
 DELAY_SECONDS = 0.15
-# And while nodes go and come, which takes Ray a minute, and the run must not be over before.
-LONG_DELAY_SECONDS = 0.6
+# And while nodes go and come, which takes Ray a minute: the run all but stands still, and is not over before.
+STANDSTILL_SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def play(cluster: Cluster, site: Site, proxy: FaultyS3) -> None:
         wait(lambda: all(killer.is_done for killer in killers), process)
     assert [len(set(killer.killed)) for killer in killers] == [1, *[KILLS] * len(STAGES)]
 
-    proxy.delay_seconds = LONG_DELAY_SECONDS
+    proxy.delay_seconds = STANDSTILL_SECONDS
     both = cluster.alive_nodes() - head
     wait(lambda: nodes_of_encoders(cluster) == both, process)
     cluster.lose(other)
@@ -129,6 +129,8 @@ def play(cluster: Cluster, site: Site, proxy: FaultyS3) -> None:
     before = cluster.alive_nodes()
     cluster.join("late")
     (late,) = cluster.alive_nodes() - before
+    wait(lambda: late in nodes_of_encoders(cluster), process)
+    proxy.delay_seconds = DELAY_SECONDS
     wait(lambda: num_encoded(cluster, late) > 0, process)
     proxy.delay_seconds = 0.0
     assert finish(process, 400).summary["rows"] == NUM_SHARDS * NUM_ROWS
