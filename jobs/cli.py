@@ -48,7 +48,7 @@ python -m jobs.embed job.yaml --dry-run
 python -m jobs.embed --show-protocol --model intfloat/e5-base-v2
 
 # From the file, but with shorter vectors elsewhere, and with a field that has no flag of its own.
-python -m jobs.embed job.yaml --output vectors-256/ --truncate-dim 256 --set compute.gpus_per_actor=0.5
+python -m jobs.embed job.yaml --output small/ --truncate-dim 256 --set compute.gpus_per_actor=0.5
 """
 
 EXIT_CODES = (

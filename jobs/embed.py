@@ -143,11 +143,11 @@ def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str,
         job, seconds = _calibrate(job, layout, reading, console)
         ray_seconds += seconds
         plan = _plan(job, layout, reading)
+        if plan.work:
+            _check_chunks(job, reading)
+            ray_seconds += _connect(job.config)
     tally = Tally()
     limit = _reject_limit(job, plan)
-    if plan.work:
-        _check_chunks(job, reading)
-        ray_seconds += _connect(job.config)
     with under_way():
         if plan.work:
             spec = replace(_run_spec(job, reading), most_deadly=min(MOST_DEADLY_ROWS, limit.left))

@@ -46,7 +46,8 @@ def test_two_views_of_a_fragment_that_were_made_apart_count_once() -> None:
     limit.add(receipt("a", null_text=4))
     limit.add(receipt("a", null_text=4, out_of_memory=1))
     with pytest.raises(
-        TooManyRejectsError, match=r"6 of 100 .* larger machine and output\.retry_rejects=true"
+        TooManyRejectsError,
+        match=r"6 of 100 .* larger machine, or another encoder\.dtype, and output\.retry_rejects=true",
     ):
         limit.add(receipt("b", null_text=1))
 
