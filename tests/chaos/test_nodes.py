@@ -28,6 +28,10 @@ from tests.stores import put
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
 NUM_SHARDS, NUM_ROWS = 4, 2500
+ON_EACH_NODE = (
+    "--set",
+    "compute.min_actors=2",
+)  # of whom Ray would else wait for a need, which a standstill is not
 SOON = ("--set", "compute.no_progress_timeout_seconds=5")
 # Of each request, while somebody is to be killed: small fragments then take about a second, and hardly any work.
 DELAY_SECONDS = 0.15
@@ -87,6 +91,7 @@ def test_nodes_that_come_late_workers_that_die_and_a_node_that_goes_change_nothi
     for number in range(NUM_SHARDS):
         put(corpus, f"half={number % 2}/s{number}.parquet", shard(f"s{number}", NUM_ROWS))
     plain = replace(on_cluster(cluster, model, Path(), Path()), corpus=f"{s3}/corpus", out=f"{s3}/out")
+    plain = replace(plain, more=(*plain.more, *ON_EACH_NODE))
     out = Location(plain.out, s3_server)
     with faulty_s3(s3_server, 0.0, seed=0) as proxy, Reader(out) as reader:
         site = through(plain, proxy.url)
