@@ -82,7 +82,7 @@ def _load_weights(protocol: Protocol, folder: str, module: nn.Module) -> None:
 
 def unstorable(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.int64]:
     """int64 `[num_bad]`; the vectors of `[num_texts, dim]` that are not finite, or not in that precision."""
-    return np.flatnonzero(~np.isfinite(_as_stored(vectors, precision)).all(axis=1)).astype(np.int64)
+    return _not_finite(_as_stored(vectors, precision))
 
 
 def cast(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.floating]:
@@ -92,7 +92,7 @@ def cast(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.flo
         EncoderError: A vector is not finite, or does not fit the precision.
     """
     stored = _as_stored(vectors, precision)
-    bad = unstorable(vectors, precision)
+    bad = _not_finite(stored)
     if len(bad):
         cause = "is not finite" if not np.isfinite(vectors[bad[0]]).all() else f"does not fit {precision}"
         raise EncoderError(
@@ -100,6 +100,10 @@ def cast(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.flo
             "compute in float32 or bfloat16 (encoder.dtype), store float32 (encoder.precision)"
         )
     return stored
+
+
+def _not_finite(stored: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(~np.isfinite(stored).all(axis=1)).astype(np.int64)
 
 
 def _as_stored(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.floating]:

@@ -56,7 +56,7 @@ from jobs.rows import Reading
 from jobs.run_spec import MOST_DEADLY_ROWS, RunSpec, Work
 from jobs.storage import Location
 from jobs.summary import Times, show_plan, show_run
-from jobs.sweep import sweep
+from jobs.sweep import is_tidy, sweep
 
 # Up to here a thread pool reads footers faster than Ray starts; beyond, they are tasks on the cluster.
 _FOOTERS_ON_DRIVER = 512
@@ -379,7 +379,7 @@ def _commit(
         ),
     )
     if held is not None and manifest.equals(held):
-        if not job.holdings.is_tidy(job.config.output.keep_manifests):
+        if not is_tidy(job.holdings, job.config.output.keep_manifests):
             _sweep(job, held, job.holdings.version, lease)
         return held, nothing_changed(held)
     changes = report_changes(job.store, job.holdings, manifest, functools.partial(_compare, job.config))

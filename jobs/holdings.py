@@ -15,15 +15,13 @@ from typing import TypeVar
 
 from jobs.errors import OutputError
 from jobs.files import kind_of
-from jobs.manifests import digest_of, earlier, id_of, ids_among, path_of, read_all_kept
+from jobs.manifests import ids_among, read_all_kept
 from jobs.records import (
-    CHANGES,
     FileRecord,
     Manifest,
     RangesRecord,
     Receipt,
     ViewRecord,
-    bits_path,
     find_manifest,
     parse_ranges,
     parse_receipt,
@@ -58,24 +56,10 @@ class Holdings:
     version: str | None = None
     loose: tuple[Receipt, ...] = ()
 
-    def is_tidy(self, keep_manifests: int) -> bool:
-        """Whether a sweep has nothing to do: all files are those of the live manifest and the last few before it."""
-        if self.manifest is None:
-            return not self.files and not self.others
-        kept = earlier(ids_among(self.others), self.manifest)
-        known = self.receipts[: len(self.receipts) - len(self.loose)]
-        named = {file.path for receipt in known for file in receipt.files()}
-        reported = tuple(f"{CHANGES}/{digest}/" for digest in (self.manifest.digest, *map(digest_of, kept)))
-        ours = {
-            *map(path_of, (id_of(self.manifest), *kept)),
-            *(bits_path(receipt.fragment) for receipt in known),
-            *self.manifest.bits_paths(),
-        }
-        return (
-            len(kept) < keep_manifests
-            and self.files.keys() <= named
-            and all(path in ours or path.startswith(reported) for path in self.others)
-        )
+    @property
+    def committed(self) -> tuple[Receipt, ...]:
+        """The receipts that manifests hold, the live one and those that are kept."""
+        return self.receipts[: len(self.receipts) - len(self.loose)]
 
     def by_part(self) -> dict[str, Receipt]:
         """The receipt that vouches for each part; only receipts all of whose files are there."""
@@ -100,8 +84,8 @@ def take_stock(store: Store) -> Holdings:
             others.append(entry.path)
     # Of two that vouch for one part the later counts: a part that was lost and made again has other bytes, maybe.
     known: dict[tuple[tuple[str, str], ...], Receipt] = {}
-    before = (one for _, one in read_all_kept(store, reversed(ids_among(others))))
-    for one in chain(before, [manifest] if manifest else []):
+    earlier = (one for _, one in read_all_kept(store, reversed(ids_among(others))))
+    for one in chain(earlier, [manifest] if manifest else []):
         for receipt in one.receipts:
             key = tuple((file.path, file.sha256) for file in receipt.files())
             known.pop(key, None)

@@ -27,8 +27,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jobs.errors import OutputBusyError
 from jobs.files import kind_of
+from jobs.holdings import Holdings
 from jobs.manifests import digest_of, earlier, id_of, ids_among, path_of, read_all_kept
-from jobs.records import CHANGES, MANIFEST, RANGES, RECEIPTS, Manifest
+from jobs.records import CHANGES, MANIFEST, RANGES, RECEIPTS, Manifest, bits_path
 from jobs.storage import Store
 
 _SECONDS_OF_HOUR = 3600
@@ -63,11 +64,10 @@ def sweep(
     manifests = [entry.path for entry in ours if kind_of(entry.path) == "manifest"]
     history = earlier(ids_among(manifests), live)
     kept, dropped = history[: keep_manifests - 1], set(history[keep_manifests - 1 :])
+    stay, reported = _records_of(live, kept)
     named, forgotten = _paths(live), set[str]()
     for one, manifest in read_all_kept(store, history):
         (forgotten if one in dropped else named).update(_paths(manifest))
-    reported = tuple(f"{CHANGES}/{digest}/" for digest in (live.digest, *map(digest_of, kept)))
-    stay = {path_of(one) for one in (id_of(live), *kept)}
     _delete(store, [path for path in manifests if path not in stay], version, confirm)
     done = {*forgotten, *_committed(live)}
     youngest = time.time() - orphan_grace_hours * _SECONDS_OF_HOUR
@@ -85,6 +85,28 @@ def sweep(
         )
     ]
     _delete(store, gone, version, confirm)
+
+
+def is_tidy(holdings: Holdings, keep_manifests: int) -> bool:
+    """Whether a sweep would find nothing to do, from what a run knows before it has listed the output once more."""
+    live = holdings.manifest
+    if live is None:
+        return not holdings.files and not holdings.others
+    kept = earlier(ids_among(holdings.others), live)
+    stay, reported = _records_of(live, kept)
+    named = {file.path for receipt in holdings.committed for file in receipt.files()}
+    ours = stay | live.bits_paths() | {bits_path(receipt.fragment) for receipt in holdings.committed}
+    return (
+        len(kept) < keep_manifests
+        and holdings.files.keys() <= named
+        and all(path in ours or path.startswith(reported) for path in holdings.others)
+    )
+
+
+def _records_of(live: Manifest, kept: Sequence[str]) -> tuple[set[str], tuple[str, ...]]:
+    """Where manifests may lie that stay, and the folders of what they changed."""
+    digests = (live.digest, *map(digest_of, kept))
+    return {path_of(one) for one in (id_of(live), *kept)}, tuple(f"{CHANGES}/{digest}/" for digest in digests)
 
 
 def _delete(store: Store, paths: Sequence[str], version: str, confirm: Callable[[], None]) -> None:

@@ -32,6 +32,7 @@ from jobs.records import RANGES, Manifest, RangesRecord, ViewRecord
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Location, Store, open_store
+from jobs.sweep import is_tidy
 from tests.encoders.repositories import write_repository
 from tests.jobs.builders import (
     COLUMNS,
@@ -293,10 +294,10 @@ def test_ranges_beside_the_parts_go_once_a_manifest_holds_what_is_wanted(
     out = tmp_path / "out"
     keep(store_of(out), RECORD)
     manifest = manifest_of(corpus, out, {"retrieval": RECORD})
-    assert not take_stock(store_of(out)).is_tidy(1)
+    assert not is_tidy(take_stock(store_of(out)), 1)
     clean(out, manifest, orphan_grace_hours=24)
     stock = take_stock(store_of(out))
-    assert stock.is_tidy(1)
+    assert is_tidy(stock, 1)
     assert stock.ranges == ()
     assert not list((out / RANGES).iterdir())
     assert stock.manifest is not None
