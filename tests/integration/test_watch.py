@@ -21,10 +21,12 @@ from jobs import embed as job
 from jobs.actors import Actor
 from jobs.cluster import connect
 from jobs.config import ComputeConfig
-from jobs.errors import JobError
+from jobs.errors import JobError, StorageError
+from jobs.joins import _shipped
 from jobs.pipeline import own_cause, stream
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec
+from jobs.storage import Location
 from jobs.watch import Board, Need, Signs, Watch, deaths_of
 from tests.integration.conftest import Embed, arguments_for, write_corpus
 from tests.jobs.builders import COLUMNS, QUERY, plan_of, run_spec, write_shard
@@ -210,3 +212,8 @@ def test_the_mark_that_ray_puts_on_its_own_failures_hides_no_reason() -> None:
     error = RayError("no such actor")
     error.__cause__ = SystemException()
     assert "RayError: no such actor" in str(own_cause(error))
+
+
+def test_a_worker_with_another_disk_than_the_driver_s_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=f"does not see {tmp_path}"):
+        _shipped(Location(str(tmp_path)), "_carried/0.plan")

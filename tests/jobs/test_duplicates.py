@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +17,18 @@ from hypothesis import strategies as st
 
 from jobs.corpus import Corpus
 from jobs.duplicates import KEYS, NUM_NAMED, Ids, IdScan, repeated_ids, repeats
+from jobs.embed import _nothing_left_of_a_refusal
 from jobs.errors import CorpusError, StorageError
 from jobs.fragments import Fragment, as_ranges, rows_in
+from jobs.holdings import take_stock
+from jobs.id_bits import save, sharing
+from jobs.job import Job
+from jobs.lease import LOCK, held_lease
 from jobs.plan import Layout, fragments_of, make_plan
-from jobs.records import Manifest, Receipt
+from jobs.records import Manifest, Receipt, bits_path
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading, read_rows
-from jobs.storage import Location
+from jobs.storage import Location, open_store
 from tests.jobs.builders import (
     COLUMNS,
     DOCUMENT,
@@ -434,3 +440,33 @@ def test_rows_that_repeat_an_id_count_against_no_limit(tmp_path: Path) -> None:
     limit.add(receipt.model_copy(update={"rejected": {"duplicate_id": 2}}))
     with pytest.raises(Exception, match=r"at least 1 of 5 rows .*\(null_text 1\)"):
         limit.add(receipt.model_copy(update={"rejected": {"duplicate_id": 2, "null_text": 1}}))
+
+
+def test_where_bits_were_removed_meanwhile_any_fragment_may_share_an_id(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "corpus", a={"id": [1], "text": ["t"]}, b={"id": [2], "text": ["t"]})
+    scan, store = scan_of(corpus), open_store(kept(corpus))
+    new, old = scan.fragments
+    for fragment in (new, old):
+        save(store, fragment, np.array([int(fragment.id[:8], 16)], np.uint64))
+    assert sharing(store, [new], [old]) == ()
+    store.delete([bits_path(new.id)])
+    assert sharing(store, [new], [old]) == (old,)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_refusal_clears_up_what_it_wrote_if_the_output_is_still_its_own(
+    tmp_path: Path, is_ours: bool
+) -> None:
+    store, path = store_of(tmp_path), bits_path("0" * 32)
+    job = cast(Job, SimpleNamespace(store=store, holdings=take_stock(store)))
+
+    def refused() -> None:
+        with held_lease(store, print) as lease, _nothing_left_of_a_refusal(job, lease):
+            store.create(path, b"bits")
+            if not is_ours:
+                store.delete([LOCK])
+            raise CorpusError
+
+    with pytest.raises(CorpusError):
+        refused()
+    assert store.exists(path) is not is_ours

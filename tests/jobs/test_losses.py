@@ -166,3 +166,13 @@ def test_rows_whose_vectors_are_carried_over_have_no_tokens_to_be_taken(tmp_path
     rejects = unpack_table(one, "rejects").to_pydict()
     assert (rejects["id"], rejects["row"]) == ([10, 13], [0, 4])
     assert set(rejects["reason"]) == {"killed_worker"}
+
+
+def test_a_few_new_texts_among_many_carried_ones_may_all_have_no_numbers(tmp_path: Path, model: Path) -> None:
+    spec, work = bench_of(tmp_path, model, "reject").run()
+    encode, vectors = EncodeFragment(spec), np.ones((12, 4), np.float32)
+    vectors[:9] = np.nan
+    many = replace(work, fragment=replace(work.fragment, num_rows=100))
+    assert encode._spoilt(vectors, many).tolist() == list(range(9))
+    with pytest.raises(EncoderError, match="9 of 12 vectors"):
+        encode._spoilt(vectors, replace(work, fragment=replace(work.fragment, num_rows=12)))
