@@ -254,9 +254,16 @@ def _marked(mark: str) -> list[int]:
 
 
 def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        taken = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in taken]
+    """Ports that nobody listens at, below those that a kernel hands out to whoever asks for any.
+
+    The Ray of a test beside this one asks for many, and would get one of these before its node listens there.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = 20_000 + secrets.randbelow(12_000)
+        with suppress(OSError), socket.create_server(("", port)):
+            found += [port] if port not in found else []
+    return found
 
 
 def _wait(is_ready: Callable[[], bool], cluster: Cluster) -> None:
