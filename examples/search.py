@@ -3,9 +3,10 @@
     python examples/search.py demo/embeddings --model "$(python examples/minilm.py)" "How do I compress a file?"
 
 Exact search: one matrix product over all vectors, which lie in memory. Good for some million rows; beyond that load
-the parts into an index. Only the parts that the manifest lists are read, and a model whose vectors live in another
-space than the output's is refused. Questions are quantised as the documents were: int8 with the manifest's ranges,
-binary to signs, whose distance is Hamming's.
+the parts into an index. Only the parts that the manifest lists are read. Questions are embedded by the
+configuration of the run that made the documents, which the manifest holds; a model whose vectors live in another space
+is refused. They are quantised as the documents were: int8 with the manifest's ranges, binary to signs, whose distance
+is Hamming's.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from rich.text import Text
 
 from encoders.encoder import Encoder
 from encoders.errors import TaskvecError
-from encoders.protocol import Protocol, resolve_protocol
+from encoders.protocol import Protocol
 from encoders.quantization import Ranges, quantize, restore, sign_cosines
 from encoders.tasks import Role, View
 from encoders.tokenizer import Tokenizer
 from jobs.cargo import as_vectors
+from jobs.encoder_section import EncoderConfig
 from jobs.errors import OutputError
+from jobs.protocols import resolve, space_of
 from jobs.records import Manifest, ViewRecord, read_manifest
 from jobs.storage import Location, Store, open_store
 
@@ -55,19 +58,22 @@ class Documents:
     vectors: npt.NDArray[Any]
 
 
-def embed_questions(protocol: Protocol, questions: Sequence[str]) -> npt.NDArray[np.float32]:
+def embed_questions(
+    protocol: Protocol, encoder: EncoderConfig, questions: Sequence[str]
+) -> npt.NDArray[np.float32]:
     """Vectors of the questions, float32 `[num_questions, dim]`."""
     texts = Tokenizer(protocol).prepare(questions, protocol.prompt(QUESTIONS))
-    return Encoder.load(protocol).encode(texts).vectors
+    loaded = Encoder.load(protocol, adapters=[protocol.adapter(QUESTIONS)], dtype=encoder.dtype)
+    return loaded.encode(texts).vectors
 
 
-def check_space(view: ViewRecord, protocol: Protocol) -> None:
+def check_space(view: ViewRecord, protocol: Protocol, encoder: EncoderConfig) -> None:
     """Refuse a model whose vectors cannot be compared with those of the output.
 
     Raises:
         OutputError: The spaces differ.
     """
-    space = protocol.space(view.task, view.precision)
+    space = space_of(protocol, encoder, view.task)
     if view.ranges_digest is not None:
         space = space.quantized(view.ranges_digest)
     if space.id != view.space_id:
@@ -140,14 +146,16 @@ def search(
     view = manifest.views.get(str(DOCUMENTS))
     if view is None:
         raise OutputError(f"{uri} holds the views {', '.join(manifest.views)}; a search needs {DOCUMENTS}")
-    protocol = resolve_protocol(model)
-    check_space(view, protocol)
+    configuration = manifest.run.configuration["encoder"] if manifest.run else {}
+    encoder = EncoderConfig.model_validate({**configuration, "model": model})
+    protocol = resolve(encoder)
+    check_space(view, protocol, encoder)
     documents = read_documents(store, manifest)
     console = Console(highlight=False)
     console.width = min(console.width, MAX_WIDTH)
     calibrated = manifest.ranges.get(view.task)
     ranges = calibrated.ranges if calibrated else None
-    asked = quantize(embed_questions(protocol, questions), view.precision, ranges)
+    asked = quantize(embed_questions(protocol, encoder, questions), view.precision, ranges)
     for question, scores in zip(questions, score(asked, documents.vectors, ranges), strict=True):
         console.print(show(question, scores, documents, num_answers), end="\n\n")
 

@@ -69,7 +69,8 @@ REFERENCE = (
 NO_BREAK = "\u00a0"  # a space at which no line ends: it keeps a field's type together
 
 STDOUT = (
-    "One JSON object: the summary of the run, or of the plan with --dry-run. Everything else goes to stderr."
+    "One JSON object: the summary of the run, of the plan with --dry-run, or the protocol with --show-protocol. "
+    "Everything else goes to stderr."
 )
 
 

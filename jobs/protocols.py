@@ -128,7 +128,7 @@ def _describe(protocol: Protocol, tokenizer: Any, view: View, encoder: EncoderCo
         "behind": prompt.suffix,
         "adapter": adapter,
         "pooled_token": tokenizer.pooled_token(prompt),
-        "space_id": space.id,
+        "space_id": None if encoder.precision == "int8" else space.id,
         "space_name": space.name,
         "raw_text": protocol.prompts.is_raw(view),
     }
@@ -150,7 +150,7 @@ def _print(console: Console, facts: dict[str, Any], views: list[dict[str, Any]])
             "behind it": repr(view["behind"]),
             "adapter": view["adapter"] or "-",
             "pooled token": view["pooled_token"] or facts["pooling"],
-            "space": f"{view['space_name']} ({view['space_id']})",
+            "space": f"{view['space_name']} ({view['space_id'] or 'known once its ranges are calibrated'})",
         }
         _print_block(console, name, lines)
 

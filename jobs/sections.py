@@ -82,7 +82,8 @@ class InputConfig(Section):
     fragment_rows: PositiveInt = Field(
         default=10_000,
         description="Rows per fragment, the unit of work and retry. A fragment is made of whole row groups, "
-        "so larger row groups make larger fragments. A fragment cut otherwise is embedded anew.",
+        "so larger row groups make larger fragments. Fragments cut otherwise are written anew, their vectors carried "
+        "over (but not those of chunks).",
     )
     max_fragment_bytes: PositiveInt = Field(
         default=MAX_FRAGMENT_BYTES,
@@ -252,8 +253,8 @@ class OutputConfig(Section):
     )
     max_rejected_rows: NonNegativeInt | None = Field(
         default=None,
-        description="Rows without a vector that are allowed, whatever the reason; a run with more is stopped, and "
-        "nothing is published. null: any number.",
+        description="Rows without a vector that are allowed, whatever the reason but for repeated ids; a run with more "
+        "is stopped, and nothing is published. null: any number.",
     )
     max_rejected_fraction: float = Field(
         default=0.01,
@@ -264,7 +265,8 @@ class OutputConfig(Section):
     keep_manifests: PositiveInt = Field(
         default=3,
         description="Datasets to keep readable, the live one included; python -m jobs.history lists them and goes "
-        "back. With 1 the folder holds no parts but the live ones once a run has ended.",
+        "back. With 1 the folder holds no parts but the live ones, once a run has ended and orphan_grace_hours are "
+        "over.",
     )
     orphan_grace_hours: NonNegativeFloat = Field(
         default=24.0,

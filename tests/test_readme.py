@@ -12,7 +12,9 @@ import yaml
 from encoders.family import read_family
 from encoders.reference import markdown_families, markdown_rerankers
 from encoders.tasks import Role
+from jobs import history, verify
 from jobs.cli import parse
+from jobs.command import arguments
 from jobs.config import JobConfig
 from jobs.reference import markdown_reference
 
@@ -67,6 +69,16 @@ def test_every_job_command_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(commands) >= 4
     for command in commands:
         parse(shlex.split(command.replace("\\\n", " "), comments=True))
+
+
+def test_every_command_of_history_and_verify_parses() -> None:
+    pages = "\n".join(PAGES.values())
+    for module in (history, verify):
+        commands = re.findall(rf"\$ python -m {module.__name__} ([^\n#]*)", pages)
+        assert commands
+        for command in commands:
+            with arguments(module.command, module.PROGRAM, shlex.split(command)) as context:
+                assert context.params["output"], command
 
 
 def test_every_file_of_the_tree_is_there_and_every_module_is_in_it() -> None:

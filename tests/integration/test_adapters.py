@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer as Backend
 
+from examples.search import search
 from tests.encoders.adapter_repositories import V5_TASKS, native_backbone, unmerged, write_jina_v5
 from tests.encoders.reference import assert_same, cosines
 from tests.encoders.repositories import MAX_TOKENS, TEXTS
@@ -108,3 +109,16 @@ def test_texts_are_read_once_and_tokenized_once_for_each_prompt(made: Dataset, m
         sum(len(backend.encode(prompt + text).ids) for text in ROWS) for prompt in ("Query: ", "Document: ")
     ]
     assert made.outcome.summary["tokens"] == tokens[0] + 4 * tokens[1]
+
+
+def test_the_search_example_asks_with_the_adapter_and_prompt_of_queries(
+    made: Dataset, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries, documents = (
+        vectors_of(read_view(made.out, role, "retrieval")) for role in ("query", "document")
+    )
+    search(str(made.out), str(model), [ROWS[7]], num_answers=1)
+    said = capsys.readouterr().out.split()
+    scores = queries[7] @ documents.T
+    assert said[-1] == str(scores.argmax())
+    assert float(said[-2]) == pytest.approx(scores.max(), abs=0.001)

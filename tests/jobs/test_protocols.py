@@ -48,6 +48,16 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+def test_a_space_that_depends_on_the_corpus_is_not_guessed(
+    zembed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--set", "encoder.protocol=zeroentropy/zembed-1", "--precision")
+    facts, printed = shown(capsys, zembed, *flags, "int8")
+    assert {view["space_id"] for view in facts["views"]} == {None}
+    assert "known once its ranges are calibrated" in printed
+    assert None not in {view["space_id"] for view in shown(capsys, zembed, *flags, "binary")[0]["views"]}
+
+
 def test_all_that_goes_around_a_text_is_shown_without_weights(
     zembed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
