@@ -47,6 +47,7 @@ PADDED: dict[str, dict[str, Any]] = {
     "DebertaV2Model": {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]},
     "T5EncoderModel": {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 3},
 }
+CLASSES = {**PACKED, **PADDED}
 LENGTHS = np.array([40, 17, 9, 9, 9, 4, 1, 1])
 
 
@@ -108,6 +109,16 @@ def test_other_classes_are_padded(name: str) -> None:
     assert not run.packed
     assert run.why_padded == f"{name} is not known to be right with texts end to end"
     assert relative_error(run(batch), expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["BertModel", *PADDED])
+def test_a_backbone_has_run_before_its_first_batch_in_the_way_that_batches_go(name: str) -> None:
+    backbone, shapes = backbone_of(name, CLASSES[name]), []
+    backbone.register_forward_hook(
+        lambda _, __, arguments, ___: shapes.append(tuple(arguments["input_ids"].shape)), with_kwargs=True
+    )
+    run = Forward(backbone)
+    assert shapes[-1] == ((1, 19) if run.packed else (2, 2))
 
 
 @pytest.mark.parametrize("name", PADDED)

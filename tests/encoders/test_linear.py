@@ -17,16 +17,14 @@ from encoders.protocol import Protocol, resolve_protocol
 from encoders.tokenizer import Tokenizer
 from tests.encoders.repositories import TEXTS
 from tests.encoders.test_forward import (
+    CLASSES,
     LENGTHS,
     PACKED,
-    PADDED,
     alone,
     backbone_of,
     batch_of,
     relative_error,
 )
-
-CLASSES = {**PACKED, **PADDED}
 
 
 def linear_layers(backbone: nn.Module, kind: type) -> list[Any]:
