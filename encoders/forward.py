@@ -29,12 +29,15 @@ from encoders.stretches import runs
 # By class name.
 _PACKABLE = frozenset(
     {
+        "AlbertModel",
         "BertModel",
         "CamembertModel",
         "DistilBertModel",
         "ElectraModel",
         "EuroBertModel",
+        "Gemma3TextModel",
         "GteModel",
+        "JinaEmbeddingsV3Model",
         "LlamaModel",
         "MistralModel",
         "ModernBertModel",
@@ -177,8 +180,10 @@ def _way_of(device: torch.device) -> Any:
 def _is_steady(backbone: Any) -> bool:
     """Whether it is transformers' own code, which keeps nothing of a batch, and angles do not change with batches."""
     rope = getattr(backbone.config, "rope_parameters", None) or {}
-    return (
-        type(backbone).__module__.startswith("transformers.") and rope.get("rope_type") not in _UNSTEADY_ROPE
+    # Where kinds of layers have tables of their own, there is one entry a kind.
+    kinds = [rope, *(entry for entry in rope.values() if isinstance(entry, dict))]
+    return type(backbone).__module__.startswith("transformers.") and not any(
+        kind.get("rope_type") in _UNSTEADY_ROPE for kind in kinds
     )
 
 
