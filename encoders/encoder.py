@@ -140,9 +140,9 @@ class Encoder:
             protocol, backbone, protocol.adapters.names if adapters is None else adapters
         )
         if eight_bits:
-            quantize_linears(backbone, keep_weights=adapted.changes)
+            quantize_linears(backbone)
         elif target.type == "cpu":
-            pack_linears(backbone, keep_weights=adapted.changes)
+            pack_linears(backbone)
         return cls(protocol, adapted, target, max_batch_tokens, num_threads, eight_bits=eight_bits)
 
     @property

@@ -26,9 +26,9 @@ _SMALLEST_SCALE = 1e-12
 class Int8Linear(PackedLinear):
     """A linear layer in integers."""
 
-    def __init__(self, linear: nn.Linear, *, keep_weight: bool) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         self._scales: Tensor
-        super().__init__(linear, keep_weight=keep_weight)
+        super().__init__(linear)
         self._zero_points = torch.zeros(self.out_features, dtype=torch.int64)
 
     def _in_layout(self, weight: Tensor) -> Tensor:
@@ -48,14 +48,13 @@ class Int8Linear(PackedLinear):
         return products.mul_(scales) if self.bias is None else torch.addcmul(self.bias, products, scales)
 
 
-def quantize_linears(backbone: nn.Module, *, keep_weights: bool) -> None:
+def quantize_linears(backbone: nn.Module) -> None:
     """Let every linear layer of a float32 backbone on the CPU compute in integers, in place.
 
     Args:
         backbone: In evaluation mode.
-        keep_weights: Whether they will change; then `encoders.linear.repack` is called.
     """
-    replace_linears(backbone, lambda linear: Int8Linear(linear, keep_weight=keep_weights))
+    replace_linears(backbone, Int8Linear)
 
 
 class _Last(threading.local):

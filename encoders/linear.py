@@ -1,10 +1,10 @@
 """Linear layers on the CPU as oneDNN likes them: weights in its own layout, the activation in the same pass.
 
-    pack_linears(backbone, keep_weights=...)    once; `repack` whenever a layer's weights have changed since
+    pack_linears(backbone)    once; `PackedLinear.repack` whenever a layer gets other weights
 
 torch reorders the weights at every call, and an activation reads and writes all of a layer's widest states once more.
 Both are spared here: all-MiniLM-L6-v2 in bfloat16 with AMX is 1.08 times as fast, in float32 1.05 (benchmarks/LOG.md).
-Where adapters will still be merged into them, the weights stand in memory twice, else in the new layout alone.
+The weights stand in memory in the new layout alone: whoever holds a replaced layer, as peft's do, holds an empty one.
 
 Only `torch.nn.Linear` itself is packed, and an activation only where a class is known to apply it to one layer's output
 and to nothing else (`_FOLLOWED_BY`), as one of the modules that oneDNN has too (`_ACTIVATIONS`).
@@ -13,7 +13,6 @@ and to nothing else (`_FOLLOWED_BY`), as one of the modules that oneDNN has too 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,26 +39,20 @@ _NO_ACTIVATION = ("none", "")
 
 
 class PackedLinear(nn.Module):
-    """A linear layer, and the activation behind it, in one pass.
+    """A linear layer, and the activation behind it, in one pass."""
 
-    Attributes:
-        weight: As torch knows it, where it may still change.
-    """
+    weight: None = None  # some code of transformers asks
 
-    def __init__(
-        self, linear: nn.Linear, activation: tuple[str, str] = _NO_ACTIVATION, *, keep_weight: bool
-    ) -> None:
+    def __init__(self, linear: nn.Linear, activation: tuple[str, str] = _NO_ACTIVATION) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.weight = linear.weight if keep_weight else None
         self._activation = activation
         self._packed = self._in_layout(linear.weight.detach())
 
-    def repack(self) -> None:
-        """Take over weights that have changed."""
-        assert self.weight is not None
-        self._packed = self._in_layout(self.weight.detach())
+    def repack(self, weight: Tensor) -> None:
+        """Take over other weights `[out_features, in_features]`, in the number format of the first ones."""
+        self._packed = self._in_layout(weight)
 
     def _in_layout(self, weight: Tensor) -> Tensor:
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
@@ -74,12 +67,11 @@ class PackedLinear(nn.Module):
         return result
 
 
-def pack_linears(backbone: nn.Module, *, keep_weights: bool) -> None:
+def pack_linears(backbone: nn.Module) -> None:
     """Pack every linear layer of a backbone on the CPU, in place; nothing where this torch or this CPU cannot.
 
     Args:
         backbone: In evaluation mode.
-        keep_weights: Whether they will change.
     """
     if not _can_pack(next(backbone.parameters()).dtype):
         return
@@ -87,23 +79,24 @@ def pack_linears(backbone: nn.Module, *, keep_weights: bool) -> None:
         layer, function = _FOLLOWED_BY.get(type(module).__name__, ("", ""))
         activation = _ACTIVATIONS.get(type(getattr(module, function, None)).__name__)
         if activation is not None:
-            setattr(module, layer, PackedLinear(getattr(module, layer), activation, keep_weight=keep_weights))
+            linear = getattr(module, layer)
+            setattr(module, layer, PackedLinear(linear, activation))
             setattr(module, function, nn.Identity())
-    replace_linears(backbone, lambda linear: PackedLinear(linear, keep_weight=keep_weights))
+            _empty(linear)
+    replace_linears(backbone, PackedLinear)
 
 
 def replace_linears(backbone: nn.Module, replacement: Callable[[nn.Linear], nn.Module]) -> None:
-    """Put something else in the place of every linear layer."""
+    """Put something else in the place of every linear layer, which is emptied."""
     for module in list(backbone.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
                 setattr(module, name, replacement(child))
+                _empty(child)
 
 
-def repack(module: Any) -> None:
-    """After the weights of a module changed, if it is a packed one."""
-    if isinstance(module, PackedLinear):
-        module.repack()
+def _empty(linear: nn.Linear) -> None:
+    linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

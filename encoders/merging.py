@@ -7,7 +7,7 @@ A merged adapter costs nothing in the forward pass. Each switch starts from the 
 adapter merges once and keeps nothing aside. One that serves several keeps the pristine weights of the modules that any
 of them touches: at most two backbones in memory, however many there are, and the narrow matrices themselves in float32
 (80 MB, reckoned, for rank 32 on all linear layers of Qwen3-0.6B). Weights that are stored wider than they are computed
-with are kept as stored.
+with are kept as stored; packed layers (`encoders.linear`) have theirs in that layout alone.
 
 Source: peft 0.21, whose layers hold the matrices and do the sum (rsLoRA's scale and DoRA's magnitudes included).
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from encoders.adapters import HONOURED, WEIGHTS_FILE, AdapterFolder, read_config
 from encoders.errors import EncoderError, UnsupportedModelError
-from encoders.linear import repack
+from encoders.linear import PackedLinear
 from encoders.loading import load_backbone, stored_dtype
 from encoders.protocol import Protocol
 
@@ -36,7 +36,7 @@ class AdaptedBackbone:
     """A backbone whose weights are those of one adapter, or its own, at a time.
 
     Attributes:
-        module: The backbone; the same object and the same storage whatever is active.
+        module: The backbone; the same object, and but for packed layers the same storage, whatever is active.
         active: The adapter whose weights are in it now; None is none of them.
         changes: Whether there are several, so that its weights will change.
         is_chosen: Whether they are there because somebody asked for them.
@@ -94,23 +94,30 @@ class AdaptedBackbone:
             return
         wanted, present = self._layers[name], self._layers[self.active]
         for path in present.keys() - wanted.keys():
-            self.module.get_submodule(path).weight.copy_(self._pristine[path])
+            self._give(path, self._pristine[path])
         for path, layer in wanted.items():
-            self._merge(path, layer)
-        for path in present.keys() | wanted.keys():
-            repack(self.module.get_submodule(path))
+            self._give(path, self._merge(path, layer))
         self.active = name
 
-    def _merge(self, path: str, layer: Any) -> None:
-        weight = self.module.get_submodule(path).weight
+    def _merge(self, path: str, layer: Any) -> Tensor:
+        """Merged weights of a module, float32; what the layer stands on is left as it was, be it empty."""
+        weight = layer.get_base_layer().weight
         storage = weight.data
         weight.data = self._pristine[path].to(torch.float32, copy=True)
         try:
             merge(layer)
-            merged = weight.data
+            merged: Tensor = weight.data
         finally:
             weight.data = storage
-        storage.copy_(merged)
+        return merged
+
+    def _give(self, path: str, weight: Tensor) -> None:
+        """Put weights into a module: the one cast."""
+        module = self.module.get_submodule(path)
+        if isinstance(module, PackedLinear):
+            module.repack(weight.to(self.module.dtype))
+        else:
+            module.weight.copy_(weight)
 
     def _pristine_weights(self, protocol: Protocol, *, keep: bool) -> dict[str, Tensor]:
         """Weights of all target modules as the repository stores them, where the working ones lack some of it."""

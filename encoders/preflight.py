@@ -13,6 +13,8 @@ format, and the result says so. Too little memory never stops a run here; it fin
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +28,7 @@ Vectors = npt.NDArray[np.float32]
 
 PLAIN = "the plain path"
 _NUM_TEXTS = 3
+_FEWEST_TEXTS = 2  # one alone has none to see
 # Short enough to take no time that counts, long enough to see each other if anything lets them.
 _MOST_TOKENS = 128
 # float32 differs in the order of sums; 16 bits were seen at 0.9999, 8 at 0.996, and leave room for deep models.
@@ -58,7 +61,7 @@ class Preflight:
         Raises:
             EncoderError: They differ by more than rounding, or the adapter has no effect.
         """
-        few = texts.take(_choose(texts.lengths))
+        few = texts.take(_choose(texts))
         together = self._encoder.encode_what_fits(few)
         sound = _sound(few, together.vectors)
         if len(sound) < len(few):
@@ -150,14 +153,18 @@ def _sound(texts: TokenizedTexts, vectors: Vectors) -> npt.NDArray[np.int64]:
     return np.flatnonzero([bool(some.all()) for some in each])
 
 
-def _choose(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """A few texts of different lengths, none long unless all are."""
-    _, first = np.unique(lengths, return_index=True)  # the shortest first
-    short = first[lengths[first] <= _MOST_TOKENS]
-    if not len(short):
-        return first[:1].astype(np.int64)
-    places = np.unique(np.linspace(0, len(short) - 1, _NUM_TEXTS).round().astype(np.int64))
-    return short[places].astype(np.int64)
+def _choose(texts: TokenizedTexts) -> npt.NDArray[np.int64]:
+    """A few texts that differ, by their lengths where they can; long ones only until there are two, the shortest."""
+    distinct, _ = replace(texts, stretches=None).distinct()
+    lengths = texts.lengths[distinct]
+    is_long, is_repeated = lengths > _MOST_TOKENS, np.ones(len(lengths), np.bool_)
+    is_repeated[np.unique(lengths, return_index=True)[1]] = False
+    order = distinct[np.lexsort((lengths, is_repeated, is_long))]
+    num_spread = int((~is_long & ~is_repeated).sum())
+    if num_spread < _NUM_TEXTS:
+        return order[: max(_FEWEST_TEXTS, min(_NUM_TEXTS, int((~is_long).sum())))]
+    places = np.linspace(0, num_spread - 1, _NUM_TEXTS).round().astype(np.int64)
+    return order[places]
 
 
 def _cosines(ours: Vectors, expected: Vectors) -> npt.NDArray[np.float64]:

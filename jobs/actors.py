@@ -7,6 +7,7 @@ cores, and reads and writes itself: while one fragment is encoded the next is re
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from threading import Lock
@@ -68,6 +69,7 @@ class Read(Actor):
     doing = "read and tokenized"
 
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
+        _limit_tokenizer_threads()
         from jobs.read import Reader
 
         return Reader(run)
@@ -104,6 +106,16 @@ class Calibrate(Actor):
         from jobs.ranges import Calibrator
 
         return Calibrator(run)
+
+
+def _limit_tokenizer_threads() -> None:
+    """As many as the actor has cores, which Ray says for OpenMP; else there is one for each core of the machine.
+
+    Only before the first of them is made. What the user has set stays.
+    """
+    granted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list is one number a level
+    if granted.isdecimal():
+        os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, int(granted))))
 
 
 class Embed:

@@ -27,12 +27,21 @@ SMALL = {
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8, "use_cache": False}
 # Whatever makes an architecture's attention special is switched on.
 PACKED: dict[str, dict[str, Any]] = {
+    "AlbertModel": {"embedding_size": 16},
     "BertModel": {},
     "CamembertModel": {},
     "DistilBertModel": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
     "ElectraModel": {"embedding_size": 16},
     "EuroBertModel": GROUPED,
+    "Gemma3TextModel": {
+        **GROUPED,
+        "use_bidirectional_attention": True,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 8,
+    },
     "GteModel": {},
+    "JinaEmbeddingsV3Model": {},
     "LlamaModel": GROUPED,
     "MistralModel": {**GROUPED, "sliding_window": 6},
     "ModernBertModel": {"local_attention": 8, "global_attn_every_n_layers": 3},
@@ -47,6 +56,7 @@ PADDED: dict[str, dict[str, Any]] = {
     "DebertaV2Model": {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]},
     "T5EncoderModel": {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 3},
 }
+CLASSES = {**PACKED, **PADDED}
 LENGTHS = np.array([40, 17, 9, 9, 9, 4, 1, 1])
 
 
@@ -96,6 +106,15 @@ def test_padded_texts_get_the_states_that_they_get_alone(name: str, monkeypatch:
     assert relative_error(Forward(backbone)(batch), expected) < 1e-4
 
 
+def test_a_gemma_that_looks_back_only_is_packed_too() -> None:
+    settings = {**PACKED["Gemma3TextModel"], "use_bidirectional_attention": False}
+    backbone, batch = backbone_of("Gemma3TextModel", settings), batch_of(LENGTHS)
+    expected = alone(backbone, batch)
+    run = Forward(backbone)
+    assert run.packed
+    assert relative_error(run(batch), expected) < 1e-4
+
+
 def test_every_class_that_is_packed_is_tested() -> None:
     assert set(PACKED) == forward._PACKABLE
 
@@ -108,6 +127,16 @@ def test_other_classes_are_padded(name: str) -> None:
     assert not run.packed
     assert run.why_padded == f"{name} is not known to be right with texts end to end"
     assert relative_error(run(batch), expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["BertModel", *PADDED])
+def test_a_backbone_has_run_before_its_first_batch_in_the_way_that_batches_go(name: str) -> None:
+    backbone, shapes = backbone_of(name, CLASSES[name]), []
+    backbone.register_forward_hook(
+        lambda _, __, arguments, ___: shapes.append(tuple(arguments["input_ids"].shape)), with_kwargs=True
+    )
+    run = Forward(backbone)
+    assert shapes[-1] == ((1, 19) if run.packed else (2, 2))
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -129,6 +158,12 @@ def test_a_class_on_the_list_by_mistake_fails_its_self_test(
 def test_rope_that_depends_on_the_longest_text_is_not_packed() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     assert "angles" in Forward(backbone_of("LlamaModel", GROUPED, rope_parameters=rope)).why_padded
+    kinds = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": rope,
+    }
+    gemma = backbone_of("Gemma3TextModel", PACKED["Gemma3TextModel"], rope_parameters=kinds)
+    assert "angles" in Forward(gemma).why_padded
 
 
 @pytest.mark.parametrize("name", PACKED)

@@ -17,32 +17,30 @@ from encoders.protocol import Protocol, resolve_protocol
 from encoders.tokenizer import Tokenizer
 from tests.encoders.repositories import TEXTS
 from tests.encoders.test_forward import (
+    CLASSES,
     LENGTHS,
     PACKED,
-    PADDED,
     alone,
     backbone_of,
     batch_of,
     relative_error,
 )
 
-CLASSES = {**PACKED, **PADDED}
-
 
 def linear_layers(backbone: nn.Module, kind: type) -> list[Any]:
     return [module for module in backbone.modules() if type(module) is kind]
 
 
-@pytest.mark.parametrize("keep", [False, True], ids=["moved", "kept"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_backbone_gives_the_same_states_with_packed_layers(name: str, keep: bool) -> None:
+def test_a_backbone_gives_the_same_states_with_packed_layers(name: str) -> None:
     plain, backbone, batch = *(backbone_of(name, CLASSES[name]) for _ in range(2)), batch_of(LENGTHS)
     num_layers = len(linear_layers(plain, nn.Linear))
+    replaced = linear_layers(backbone, nn.Linear)
     expected = Forward(plain)(batch)
-    pack_linears(backbone, keep_weights=keep)
+    pack_linears(backbone)
     packed = linear_layers(backbone, PackedLinear)
     assert len(packed) == num_layers > 0
-    assert all((layer.weight is not None) == keep for layer in packed)
+    assert not any(len(layer.weight) for layer in replaced)  # the weights are in the new layout alone
     assert relative_error(Forward(backbone)(batch), expected) < 1e-4
 
 
@@ -53,7 +51,7 @@ def test_in_bfloat16_they_differ_by_rounding(name: str) -> None:
     )
     batch = batch_of(LENGTHS)
     expected = Forward(plain)(batch)
-    pack_linears(backbone, keep_weights=False)
+    pack_linears(backbone)
     assert relative_error(Forward(backbone)(batch).float(), expected.float()) < 0.1
 
 
@@ -62,7 +60,7 @@ def test_every_class_whose_activation_is_taken_in_has_it_taken_in() -> None:
     for name, settings in PACKED.items():
         backbone = backbone_of(name, settings)
         owners = {type(module).__name__: module for module in backbone.modules()}
-        pack_linears(backbone, keep_weights=False)
+        pack_linears(backbone)
         for owner in owners.keys() & _FOLLOWED_BY.keys():
             layer, function = (getattr(owners[owner], attribute) for attribute in _FOLLOWED_BY[owner])
             assert layer._activation[0] in ("gelu", "swish"), owner
@@ -75,13 +73,13 @@ def test_an_activation_that_is_not_known_stays_where_it_is() -> None:
     plain, backbone = (backbone_of("BertModel", {}, hidden_act="relu") for _ in range(2))
     batch = batch_of(LENGTHS)
     expected = Forward(plain)(batch)
-    pack_linears(backbone, keep_weights=False)
+    pack_linears(backbone)
     assert relative_error(Forward(backbone)(batch), expected) < 1e-4
 
 
 def test_float16_is_left_to_torch() -> None:
     backbone = backbone_of("BertModel", {}).half()
-    pack_linears(backbone, keep_weights=False)
+    pack_linears(backbone)
     assert not linear_layers(backbone, PackedLinear)
 
 
@@ -93,7 +91,7 @@ def test_eight_bits_come_close(bias: bool) -> None:
     states[0, 3] = 0.0
     states[0, 4] = states[0, 4].abs()  # as behind an activation
     expected = linear(states)
-    found = Int8Linear(linear, keep_weight=False)(states)
+    found = Int8Linear(linear)(states)
     rows = [row for row in range(30) if row != 3]
     assert relative_error(found[0, rows], expected[0, rows]) < 0.02
     torch.testing.assert_close(found[0, 3], expected[0, 3])
@@ -104,13 +102,13 @@ def test_the_largest_activations_of_either_sign_are_no_overflow() -> None:
     linear.weight.copy_(torch.eye(8))
     states = torch.tensor([[1.0, -1.0, 0.5, -0.5, 0.999999, -0.999999, 0.0, 0.25]])
     for scale in (1.0, 3e-7, 1e30):
-        found = Int8Linear(linear, keep_weight=False)(states * scale)
+        found = Int8Linear(linear)(states * scale)
         torch.testing.assert_close(found / scale, states, atol=0.005, rtol=0)
 
 
 def test_in_eight_bits_a_text_does_not_depend_on_its_neighbours() -> None:
     backbone = backbone_of("BertModel", {})
-    quantize_linears(backbone, keep_weights=False)
+    quantize_linears(backbone)
     batch = batch_of(LENGTHS)
     expected = alone(backbone, batch)
     together = Forward(backbone)(batch)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import EuroBertConfig, EuroBertModel, PreTrainedModel
 
-from encoders.encoder import Encoder
+from encoders.encoder import Dtype, Encoder
 from encoders.errors import EncoderError, ModelNotFoundError, UnsupportedModelError
 from encoders.loading import load_backbone
 from encoders.merging import AdaptedBackbone
@@ -246,6 +248,45 @@ def test_memory_holds_one_backbone_for_one_task_and_at_most_two_for_many(
         held, narrow = bytes_held(adapted)
         assert one_backbone < held < 2 * one_backbone
         assert narrow == 6 * 4 * sum(sum(tensor.shape) for tensor in adapted._pristine.values())
+
+
+def matrices_alive() -> dict[int, torch.Tensor]:
+    gc.collect()
+    tensors = (thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
+    return {id(tensor): tensor for tensor in tensors if tensor.ndim == 2}
+
+
+# Of one in float32, which is how this one is stored: pristine and packed linear layers, and what is neither.
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1.7), ("bfloat16", 1.2), ("int8", 1.2)])
+def test_packed_weights_are_in_memory_once_beside_the_pristine_ones(
+    dtype: Dtype | Literal["int8"], most: float, models: Mapping[str, Path], tmp_path: Path
+) -> None:
+    backbone = backbone_of(models["qwen3"])
+    one_backbone = sum(4 * parameter.numel() for parameter in backbone.parameters())
+    adapters = {
+        f"task{seed}": write_adapter(
+            tmp_path / str(seed), backbone, seed, r=1, target_modules=TARGETS["qwen3"]
+        )
+        for seed in range(3)
+    }
+    protocol = protocol_of(models["qwen3"], **adapters)
+    texts = Tokenizer(protocol).prepare(TEXTS)
+    alone = {
+        name: Encoder.load(protocol, adapters=[name], device="cpu", dtype=dtype).encode(texts).vectors
+        for name in adapters
+    }
+    before = matrices_alive()
+    encoder = Encoder.load(protocol, device="cpu", dtype=dtype)
+    for name in (*adapters, *adapters):
+        encoder.use_adapter(name)
+        np.testing.assert_array_equal(encoder.encode(texts).vectors, alone[name])
+        held = sum(
+            tensor.numel() * tensor.element_size()
+            for key, tensor in matrices_alive().items()
+            if key not in before
+        )
+        narrow = bytes_held(encoder._adapted)[1]
+        assert 0.8 * one_backbone < held - narrow < most * one_backbone
 
 
 def test_nothing_is_merged_where_the_adapter_is_in_use(

@@ -14,7 +14,7 @@ from encoders.batching import Batch
 from encoders.encoder import Dtype, Encoder
 from encoders.errors import EncoderError
 from encoders.plain import PlainPath
-from encoders.preflight import PLAIN, Preflight
+from encoders.preflight import PLAIN, Preflight, _choose
 from encoders.protocol import EncoderOptions, resolve_protocol
 from encoders.tokenized import TokenizedTexts
 from encoders.tokenizer import Tokenizer
@@ -73,8 +73,21 @@ def test_the_cosine_is_to_the_weights_of_the_files_and_not_to_rounded_ones(tmp_p
     assert expected < 0.99999  # so there is something to see
 
 
-def test_texts_that_see_each_other_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder, texts = loaded(tmp_path)
+def texts_of(*lengths: int) -> TokenizedTexts:
+    """Random texts."""
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(5, 60, length).astype(np.int32) for length in lengths]
+    return TokenizedTexts.joined(ids, np.zeros(len(ids), np.int32), np.zeros(len(ids), np.bool_))
+
+
+@pytest.mark.parametrize("lengths", [(40, 17, 9, 3), (9, 9), (60, 60, 60), (60, 58), (9, 60)], ids=str)
+def test_texts_that_see_each_other_are_caught(
+    lengths: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their lengths are, if there are two."""
+    monkeypatch.setattr("encoders.preflight._MOST_TOKENS", 50)
+    encoder, _ = loaded(tmp_path)
+    texts = texts_of(*lengths)
 
     def as_one(batch: Batch) -> list[tuple[int, int, int]]:
         return [(0, 1, len(batch.token_ids))]
@@ -84,6 +97,35 @@ def test_texts_that_see_each_other_are_caught(tmp_path: Path, monkeypatch: pytes
         EncoderError, match=r"encoded together in float32 have a cosine of 0\.\d+ to the plain"
     ):
         proven(encoder, texts)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chosen"),
+    [
+        ((5, 4, 9, 4, 7, 6), [4, 6, 9]),
+        ((4, 4, 4, 4), [4, 4, 4]),
+        ((300, 7, 4, 4, 4), [4, 4, 7]),
+        ((300, 4, 200), [4, 200]),
+        ((256, 256, 256), [256, 256]),
+        ((400, 200, 200, 300), [200, 300]),
+        ((300,), [300]),
+        ((4,), [4]),
+    ],
+    ids=str,
+)
+def test_texts_of_different_lengths_are_chosen_and_long_ones_only_to_make_two(
+    lengths: tuple[int, ...], chosen: list[int]
+) -> None:
+    texts = texts_of(*lengths)
+    rows = _choose(texts)
+    assert sorted(texts.lengths[rows]) == chosen
+    assert len(set(rows)) == len(rows)
+
+
+def test_equal_texts_are_chosen_once() -> None:
+    texts = texts_of(4, 4, 4)
+    assert sorted(_choose(texts.take(np.array([2, 2, 2, 0])))) == [0, 3]
+    assert _choose(texts.take(np.array([1, 1]))).tolist() == [0]
 
 
 def test_a_way_that_is_wrong_even_for_one_text_is_caught(
