@@ -140,6 +140,9 @@ def stand_ins(seconds_per_token: float, dim: int) -> dict[str, ModuleType]:
         adapter = None
         budget_halved = False
         why_padded = ""
+        device = SimpleNamespace(type="cpu")
+        number_format = "float32"
+        max_batch_tokens = 2048
 
         @classmethod
         def load(cls, *_: Any, **__: Any) -> Encoder:

@@ -26,7 +26,6 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +45,7 @@ from jobs.records import CARRIED, PartRecord, Receipt
 from jobs.rows import Reading, read_rows, text_hashes
 from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Store, open_store
+from jobs.threads import in_threads
 
 SMALL_BYTES = 256 * 2**20
 _THREADS = 16
@@ -190,13 +190,12 @@ def carry_over(
 def carry_here(run: RunSpec, plan: CarryPlan) -> None:
     """All steps in this process."""
     steps = Steps(run, plan)
-    with ThreadPool(_THREADS) as pool:
-        keys = pool.imap(steps.keys, range(len(plan.work) + len(plan.parts)))
-        matches = match(pa.concat_tables(keys))
-        by_part = [rows for _, rows in grouped(matches, "part")]
-        vectors = list(pool.imap(steps.fetch, by_part))
-        if vectors:
-            steps.save(pa.concat_tables(vectors))
+    keys = in_threads(steps.keys, range(len(plan.work) + len(plan.parts)), _THREADS)
+    matches = match(pa.concat_tables(keys))
+    by_part = [rows for _, rows in grouped(matches, "part")]
+    vectors = list(in_threads(steps.fetch, by_part, _THREADS))
+    if vectors:
+        steps.save(pa.concat_tables(vectors))
 
 
 def match(keys: pa.Table) -> pa.Table:

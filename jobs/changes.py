@@ -24,7 +24,6 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +38,7 @@ from jobs.holdings import Holdings
 from jobs.parquet import open_plain, reason_of
 from jobs.records import CHANGES, Manifest, PartRecord
 from jobs.storage import Location, Store, open_store
+from jobs.threads import in_threads
 
 SMALL_ROWS = 1_000_000
 _BUCKET_ROWS = 4_000_000
@@ -208,8 +208,7 @@ def _comparable(
 def compare_here(location: Location, comparison: Comparison) -> Counter[tuple[str, str]]:
     """All in this process; returns how many ids each view has of each kind of change."""
     steps = CompareSteps(location, comparison)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        rows = list(pool.map(steps.ids, range(len(comparison.parts))))
+    rows = list(in_threads(steps.ids, range(len(comparison.parts)), _THREADS))
     return steps.save(pa.concat_tables(rows, promote_options="permissive")) if rows else Counter()
 
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +40,7 @@ from jobs.records import Manifest
 from jobs.rows import Reading, decoded_ids
 from jobs.sections import OnDuplicateId
 from jobs.storage import Location, open_store
+from jobs.threads import in_threads
 
 SMALL_ROWS = 2_000_000
 _THREADS = 16
@@ -241,7 +241,6 @@ def _scanned(scan: IdScan, on_cluster: OnCluster) -> Iterable[Mapping[str, Any]]
     if scan.num_rows > SMALL_ROWS:
         return on_cluster(scan)
     ids = Ids(scan)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        keys = pa.concat_tables([KEYS.empty_table(), *pool.map(ids.keys, range(len(scan.fragments)))])
+    keys = pa.concat_tables([KEYS.empty_table(), *in_threads(ids.keys, range(len(scan.fragments)), _THREADS)])
     found: list[dict[str, Any]] = repeats(keys, scan.limit).to_pylist()
     return found

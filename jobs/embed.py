@@ -376,6 +376,7 @@ def _commit(
             configuration=dump_config(job.config),
             python=platform.python_version(),
             packages={package: importlib.metadata.version(package) for package in _PACKAGES},
+            encoders=tuple(sorted(tally.ways, key=str)),
         ),
     )
     if held is not None and manifest.equals(held):

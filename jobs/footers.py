@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +24,7 @@ from jobs.corpus import Shard
 from jobs.errors import ConfigurationError, CorpusError
 from jobs.parquet import extensions, listed, open_parquet, quoted, reason_of, shortened
 from jobs.storage import Location, Store, open_store
+from jobs.threads import in_threads
 
 _ID_TYPES = "an integer, a string or binary (also as a dictionary)"
 _TEXT_TYPES = "a string, binary or null (also as a dictionary)"
@@ -119,8 +119,9 @@ def read_footers(
         StorageError: As `read_footer`.
     """
     store = open_store(location)
-    with ThreadPool(threads) as pool:  # at whose end, unlike an executor's, nobody waits for what hangs
-        return list(pool.imap(lambda shard: read_footer(store, shard, wanted, max_fragment_bytes), shards))
+    return list(
+        in_threads(lambda shard: read_footer(store, shard, wanted, max_fragment_bytes), shards, threads)
+    )
 
 
 def check_columns(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
 from jobs.errors import OutputError
@@ -27,6 +26,7 @@ from jobs.records import (
     parse_receipt,
 )
 from jobs.storage import Store
+from jobs.threads import in_threads
 
 R = TypeVar("R", Receipt, RangesRecord)
 
@@ -99,8 +99,11 @@ def take_stock(store: Store) -> Holdings:
 def _read_all(store: Store, paths: Sequence[str], parse: Callable[[bytes, str], R]) -> tuple[R, ...]:
     if not paths:
         return ()
-    with ThreadPool(_READ_THREADS) as pool:  # at whose end, unlike an executor's, nobody waits for what hangs
-        return tuple(pool.imap(lambda path: parse(store.read(path), f"{store.location.uri}/{path}"), paths))
+
+    def read(path: str) -> R:
+        return parse(store.read(path), f"{store.location.uri}/{path}")
+
+    return tuple(in_threads(read, paths, _READ_THREADS))
 
 
 def lost_files(store: Store, manifest: Manifest) -> list[tuple[FileRecord, int | None]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from jobs.fragments import Fragment
 from jobs.records import bits_path
 from jobs.storage import Store
+from jobs.threads import in_threads
 
 _THREADS = 32
 _BLOCK_IDS = 2**25
@@ -59,17 +60,13 @@ def sharing(store: Store, new: Sequence[Fragment], others: Sequence[Fragment]) -
     if not others:
         return ()
     found = np.zeros(len(others), bool)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for block in _blocks(new):
-            saved = [
-                one for one in pool.map(lambda fragment: load(store, fragment), block) if one is not None
-            ]
-            if len(saved) < len(block):  # somebody removed what was just written: then any may share
-                return tuple(others)
-            bits = np.unique(np.concatenate(saved))
-            found |= np.fromiter(
-                pool.map(lambda fragment, bits=bits: _may_share(load(store, fragment), bits), others), bool
-            )
+    for block in _blocks(new):
+        read = in_threads(lambda fragment: load(store, fragment), block, _THREADS)
+        saved = [one for one in read if one is not None]
+        if len(saved) < len(block):  # somebody removed what was just written: then any may share
+            return tuple(others)
+        bits = np.unique(np.concatenate(saved))
+        found |= np.fromiter(in_threads(partial(_shares, store, bits), others, _THREADS), bool)
     return tuple(fragment for fragment, is_found in zip(others, found, strict=True) if is_found)
 
 
@@ -85,6 +82,10 @@ def _blocks(fragments: Sequence[Fragment]) -> Iterator[list[Fragment]]:
         num_ids += fragment.num_rows
     if block:
         yield block
+
+
+def _shares(store: Store, bits: Bits, fragment: Fragment) -> bool:
+    return _may_share(load(store, fragment), bits)
 
 
 def _may_share(some: Bits | None, bits: Bits) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jobs.records import Receipt
+from jobs.records import EncoderRecord, Receipt
 
 _LOG_EVERY_SECONDS = 10.0  # where fragments are finished
 _SIGN_EVERY_SECONDS = 60.0  # where none is
@@ -43,6 +43,7 @@ class Tally:
         halved_budget: Tokens of a batch, where memory was too little for more; 0 where it was enough.
         preflight: The worst cosine that an encoder saw of itself, by what it compared its vectors with.
         encoders: Seconds that each encoder was at work (`encode`) and without a fragment (`starved`), by its name.
+        ways: In which encoders computed what they encoded.
         receipts: Of the finished fragments.
     """
 
@@ -60,6 +61,7 @@ class Tally:
     halved_budget: int = 0
     preflight: dict[str, float] = field(default_factory=dict)
     encoders: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    ways: set[EncoderRecord] = field(default_factory=set)
     receipts: list[Receipt] = field(default_factory=list)
 
     def add(self, spent: Mapping[str, Any]) -> None:
@@ -76,6 +78,8 @@ class Tally:
         self.tokens += spent["num_encoded_tokens"]
         self.padding += spent["num_padding"]
         self.why_padded[spent["why_padded"]] += 1
+        if spent["num_encoded_tokens"]:
+            self.ways.add(EncoderRecord(**{name: spent[name] for name in EncoderRecord.model_fields}))
         if spent["halved_budget"]:
             self.halved_budget = min(spent["halved_budget"], self.halved_budget or spent["halved_budget"])
         if compared := spent["preflight_compared"]:

@@ -212,6 +212,20 @@ class ReadingRecord(_Record):
         return digest(self.model_dump(mode="json", exclude={"carried_schema", *unsaid}))
 
 
+class EncoderRecord(_Record):
+    """How an encoder computed, where a configuration may say `auto`.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        dtype: Number format.
+        max_batch_tokens: Of its batches.
+    """
+
+    device: str
+    dtype: str
+    max_batch_tokens: int
+
+
 class RunRecord(_Record):
     """What a run was told and made of, for people: two runs may make the same dataset.
 
@@ -219,11 +233,13 @@ class RunRecord(_Record):
         configuration: All of it, defaults included.
         python: Its version.
         packages: Versions.
+        encoders: Each way in which its encoders computed; none where it embedded nothing.
     """
 
     configuration: Mapping[str, Any]
     python: str
     packages: Mapping[str, str]
+    encoders: tuple[EncoderRecord, ...] = ()
 
 
 # Of the manifest's fields, those that say nothing of what the dataset is.

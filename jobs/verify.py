@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import click
@@ -43,6 +42,7 @@ from jobs.records import MANIFEST, FileRecord, Manifest, PartRecord, Receipt, pa
 from jobs.rows import Reading
 from jobs.sections import CHUNK_INDEX
 from jobs.storage import Location, Store, open_store
+from jobs.threads import in_threads
 from jobs.unique import Register, bits_of
 
 PROGRAM = "python -m jobs.verify"
@@ -173,9 +173,8 @@ def verify(store: Store, subject: Subject, num_threads: int) -> list[Finding]:
     sizes = {entry.path: entry.size_bytes for entry in store.list()}
     with Register() as register:
         dataset = _Dataset(store, manifest, sizes, register)
-        with ThreadPool(num_threads) as pool:
-            for found in pool.imap(dataset.check, files):
-                findings.extend(found)
+        for found in in_threads(dataset.check, files, num_threads):
+            findings.extend(found)
         findings.extend(dataset.repeated_ids(files))
     return findings
 

@@ -113,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _kind(self) -> str:
         if self.command == "GET" and "list-type" in self.path:
             return "LIST"
+        if self.command == "PUT" and urlsplit(self.path).path.endswith("/_manifest.json"):
+            return "COMMIT"
         return "DELETE" if self.command == "POST" and "delete" in self.path else self.command
 
     def _forward(self, body: bytes) -> tuple[HTTPResponse, bytes]:

@@ -13,6 +13,7 @@ from jobs.records import RECEIPTS
 from tests.chaos.corpora import change_corpus, num_rows_of, write_corpus
 from tests.chaos.datasets import Reader, assert_same, published
 from tests.chaos.dying import SENT_AT, Point
+from tests.chaos.plain import rebuild
 from tests.chaos.sites import Site, location, on_cluster
 from tests.integration.clusters import Cluster
 from tests.integration.commands import finish
@@ -88,6 +89,16 @@ def test_a_driver_killed_at_twelve_points_in_turn_ends_with_the_dataset_of_an_un
     assert reader.num_polls > 100
 
 
+@pytest.fixture(scope="module")
+def small(cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A job of two fragments, undisturbed."""
+    folder = tmp_path_factory.mktemp("small")
+    corpus = write_corpus(folder / "corpus", 1, 100)
+    made = on_cluster(cluster, model, corpus, folder / "out")
+    rebuild(made)
+    return made
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "told"),
@@ -100,20 +111,26 @@ def test_a_driver_killed_at_twelve_points_in_turn_ends_with_the_dataset_of_an_un
     ids=["planning", "embedding", "embedding, SIGTERM", "cleaning up, SIGTERM"],
 )
 def test_a_signal_ends_the_command_soon_with_exit_code_1_and_says_how_to_go_on(
-    cluster: Cluster, model: Path, tmp_path: Path, point: Point, told: str
+    small: Site, tmp_path: Path, point: Point, told: str
 ) -> None:
-    corpus = write_corpus(tmp_path / "corpus", 1, 100)
-    site = on_cluster(cluster, model, corpus, tmp_path / "out")
-    stopped = site.run(point)
+    site = small.at(tmp_path / "out")
+    with Reader(location(site)) as reader:
+        stopped = site.run(point)
+        ended_at = time.time()
+        there = (tmp_path / "out" / "_manifest.json").exists()
+        again = site.run().summary
     assert stopped.exit_code == 1, stopped.stderr
     sent_at = float(stopped.stderr.partition(SENT_AT)[2].split()[0])
-    assert time.time() - sent_at < 30
+    assert ended_at - sent_at < 30
     assert stopped.stdout == ""
     assert told in stopped.stderr
     assert "the same command goes on from here" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     committed = "delete" in point.target
-    assert (tmp_path / "out" / "_manifest.json").exists() == committed
-    if committed:
-        assert site.run().summary["existing"] == 98
-        assert not list((tmp_path / "out" / RECEIPTS).iterdir())
+    assert there == committed
+    assert again["existing"] + again["embedded"] == 98
+    assert not committed or again["embedded"] == 0
+    assert not list((tmp_path / "out" / RECEIPTS).iterdir())
+    assert_same(published(location(site)), published(location(small)), num_rows_of(Path(site.corpus)))
+    assert reader.faults == []
+    assert len(reader.seen) == 1

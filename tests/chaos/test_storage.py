@@ -51,7 +51,7 @@ def test_a_run_passes_though_requests_fail(
         second = through(site, proxy.url).run()
         assert second.exit_code == 0, second.stderr
     kinds = {kind for kind, _ in proxy.injected}
-    assert {"GET", "PUT", "HEAD", "LIST"} <= kinds
+    assert {"GET", "PUT", "HEAD", "LIST", "COMMIT", "DELETE"} <= kinds
     assert len({fault for _, fault in proxy.injected}) == len(FAULTS)
     assert sum(proxy.injected.values()) > share * proxy.num_requests / 2
     clean = site.at(f"{s3}/clean")

@@ -13,6 +13,9 @@ from s3fs import S3FileSystem
 
 import jobs.embed
 from jobs.lease import LOCK
+from jobs.storage import Location
+from tests.chaos.datasets import Reader, assert_same, published
+from tests.chaos.plain import embed as rebuild
 from tests.integration.commands import shard
 from tests.integration.conftest import Embed, Outcome, manifest_of, read_view
 
@@ -121,7 +124,8 @@ def test_a_run_that_may_plan_anew_embeds_what_is_there_now(
             case.remove("c.parquet")
 
     plans = after_the_plan(monkeypatch, happens)
-    outcome = embed(*case.arguments, *REPLAN)
+    with Reader(Location(str(case.out))) as reader:
+        outcome = embed(*case.arguments, *REPLAN)
     summary = outcome.summary
     assert len(plans) == 3
     assert outcome.stderr.count("Listing the corpus anew") == 2
@@ -133,6 +137,11 @@ def test_a_run_that_may_plan_anew_embeds_what_is_there_now(
     assert len(ids) == 95
     parts = list(case.out.glob("task=*/**/part-*.parquet"))
     assert sum(pq.read_metadata(part).num_rows for part in parts) == 95
+    clean = case.out.with_name("clean")
+    rebuild(*(str(clean) if one == str(case.out) else one for one in (*case.arguments, *REPLAN)))
+    assert_same(published(Location(str(case.out))), published(Location(str(clean))), 100)
+    assert reader.faults == []
+    assert len(reader.seen) == 1
 
 
 @pytest.mark.parametrize("case", ["disk"], indirect=True)

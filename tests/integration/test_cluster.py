@@ -12,6 +12,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from jobs.storage import Location
+from tests.chaos.datasets import Reader, assert_same, published
+from tests.chaos.plain import embed as rebuild
 from tests.integration.clusters import NUM_NODES, Cluster, two_nodes
 from tests.integration.commands import embed, job, read_dataset, room, shard
 
@@ -22,6 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def cluster() -> Iterator[Cluster]:
     with two_nodes() as made:
         yield made
+
+
+PROGRAM = job()[:3]
 
 
 def command(corpus: Path, output: Path, *arguments: str) -> list[str]:
@@ -66,7 +72,7 @@ def test_a_wrong_configuration_is_told_in_the_logs_and_gives_exit_code_2(
 
 
 def test_a_submission_id_is_good_for_one_job(cluster: Cluster) -> None:
-    version = [*job()[:3], "--version"]
+    version = [*PROGRAM, "--version"]
     assert cluster.submit("once", version).exit_code == 0
     first = cluster.job("once")
     again = cluster.submit("once", version)
@@ -87,26 +93,31 @@ def test_a_stopped_job_publishes_nothing_and_the_same_command_goes_on(
     corpus, output = tmp_path / "corpus.parquet", tmp_path / "vectors"
     corpus.write_bytes(shard("a", 240, num_words=300))  # as long as the model takes them
     stopped = command(corpus, output, "--max-actors", "1")
-    assert cluster.submit("stopped", stopped, "--no-wait").exit_code == 0
-    deadline = time.monotonic() + 240
-    while not list(output.glob("_receipts/*.json")):
-        assert time.monotonic() < deadline, cluster.ray("job", "logs", "stopped").stdout
-        time.sleep(0.05)
-    asked = time.monotonic()
-    assert cluster.ray("job", "stop", "stopped").exit_code == 0
-    while cluster.job("stopped")["status"] != "STOPPED":
-        assert time.monotonic() - asked < 30, cluster.job("stopped")
-        time.sleep(0.1)
-    assert "nothing is published" in cluster.ray("job", "logs", "stopped").stdout
-    assert not (output / "_manifest.json").exists()
+    with Reader(Location(str(output))) as reader:
+        assert cluster.submit("stopped", stopped, "--no-wait").exit_code == 0
+        deadline = time.monotonic() + 240
+        while not list(output.glob("_receipts/*.json")):
+            assert time.monotonic() < deadline, cluster.ray("job", "logs", "stopped").stdout
+            time.sleep(0.05)
+        asked = time.monotonic()
+        assert cluster.ray("job", "stop", "stopped").exit_code == 0
+        while cluster.job("stopped")["status"] != "STOPPED":
+            assert time.monotonic() - asked < 30, cluster.job("stopped")
+            time.sleep(0.1)
+        assert "nothing is published" in cluster.ray("job", "logs", "stopped").stdout
+        assert not (output / "_manifest.json").exists()
 
-    finished = cluster.submit("goes-on", stopped)
+        finished = cluster.submit("goes-on", stopped)
     assert finished.exit_code == 0, finished.stdout + finished.stderr
     counts = summary(finished.stdout)
     assert counts["existing"] > 0
     assert counts["embedded"] > 0
     assert counts["existing"] + counts["embedded"] == 228
-    assert read_dataset(str(output)).num_rows == 228
+    clean = tmp_path / "clean"
+    rebuild(*command(corpus, clean)[len(PROGRAM) :])
+    assert_same(published(Location(str(output))), published(Location(str(clean))), 240)
+    assert reader.faults == []
+    assert len(reader.seen) == 1
 
 
 def test_a_cluster_that_cannot_be_joined_is_named_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:

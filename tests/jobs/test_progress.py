@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from jobs.progress import ProgressLine, Tally
-from jobs.records import PartRecord, Receipt
+from jobs.records import EncoderRecord, PartRecord, Receipt
 from jobs.summary import preflight_line
 
 
@@ -25,6 +25,9 @@ def spent(actor: str, encode: float, starved: float, **changes: Any) -> dict[str
         "num_encodings": 1,
         "num_padding": 0,
         "why_padded": "",
+        "device": "cpu",
+        "dtype": "float32",
+        "max_batch_tokens": 2048,
         "num_carried": 0,
         "halved_budget": 0,
         "preflight_cosine": 1.0,
@@ -41,6 +44,17 @@ def test_each_encoder_is_starved_for_a_share_of_its_own_time() -> None:
     for actor, encode, starved in (("a", 3.0, 0.0), ("b", 1.0, 0.0), ("a", 4.0, 1.0), ("b", 1.0, 6.0)):
         tally.add(spent(actor, encode, starved))
     assert tally.starved_percent() == {"a": pytest.approx(12.5), "b": pytest.approx(75.0)}
+
+
+def test_each_way_in_which_encoders_computed_is_kept_once() -> None:
+    tally = Tally()
+    tally.add(spent("a", 0.0, 0.0, num_encoded_tokens=0))  # all of it was carried over, or rejected
+    assert tally.ways == set()
+    for actor, budget in (("a", 2048), ("b", 2048), ("b", 1024)):
+        tally.add(spent(actor, 0.0, 0.0, max_batch_tokens=budget))
+    assert tally.ways == {
+        EncoderRecord(device="cpu", dtype="float32", max_batch_tokens=budget) for budget in (1024, 2048)
+    }
 
 
 def test_an_encoder_that_had_one_fragment_was_never_starved() -> None:

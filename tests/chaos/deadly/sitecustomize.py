@@ -1,7 +1,8 @@
 """Python imports this by itself when its folder is on PYTHONPATH: certain texts then end the process that has them.
 
 A text of U+2620 alone ends a reader; one that is nothing but a token that the tokenizer does not know ends an encoder.
-Both go the way that the kernel's out-of-memory killer takes, without a word.
+A shard `deadly.parquet` ends who reads its pages. All go the way that the kernel's out-of-memory killer takes, without
+a word.
 """
 
 from __future__ import annotations
@@ -47,7 +48,18 @@ def _arm_tokenizer(module: ModuleType) -> None:
     module.Tokenizer.prepare = prepare
 
 
-_ARMS = {"encoders.encoder": _arm_encoder, "encoders.tokenizer": _arm_tokenizer}
+def _arm_rows(module: ModuleType) -> None:
+    original = module.read_rows
+
+    def read_rows(store: Any, fragment: Any, *args: Any, **kwargs: Any) -> Any:
+        if fragment.shard.path.endswith("/deadly.parquet"):
+            _kill()
+        return original(store, fragment, *args, **kwargs)
+
+    module.read_rows = read_rows
+
+
+_ARMS = {"encoders.encoder": _arm_encoder, "encoders.tokenizer": _arm_tokenizer, "jobs.rows": _arm_rows}
 
 
 class _Arming(importlib.abc.MetaPathFinder):
