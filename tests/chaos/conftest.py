@@ -21,8 +21,9 @@ CREDENTIALS = {
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """One node, two cores."""
-    with cluster_of(num_cpus=2, more={"PYTHONPATH": str(REPOSITORY), **CREDENTIALS}) as made:
+    """Two nodes, a core each."""
+    with cluster_of(num_cpus=1, more={"PYTHONPATH": str(REPOSITORY), **CREDENTIALS}) as made:
+        made.join("other")
         yield made
 
 
