@@ -1,6 +1,6 @@
 """What adapters cost: a merged backbone against the bare one, and four tasks in one run against four runs.
 
-    python benchmarks/adapters.py --rows 350 --rounds 4
+    python benchmarks/adapters.py --rows 350 --rounds 12
 
 A repository in the layout of jina-embeddings-v5-text-small is written with random weights (speed does not depend on
 them), and paragraphs of Python's own documentation are the corpus. The first part alternates between the two encoders
@@ -63,7 +63,7 @@ def main() -> None:
     """Write the model and the corpus, measure both, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=350)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--stages", nargs=2, metavar=("FOLDER", "TASKS"), help=argparse.SUPPRESS)
@@ -81,8 +81,8 @@ def main() -> None:
         corpus.parent.mkdir()
         pq.write_table(pa.table({"id": range(args.rows), "text": texts[: args.rows]}), corpus)
         compare_forward(resolve_protocol(str(model)), texts[: args.rows], args.rounds)
-        compare_runs(folder, max(1, args.rounds // 2))
-        compare_jobs(model, texts, args.rows, max(1, args.rounds // 2))
+        compare_runs(folder, max(1, args.rounds // 6))
+        compare_jobs(model, texts, args.rows, max(1, args.rounds // 6))
 
 
 def compare_forward(protocol: Protocol, texts: Sequence[str], rounds: int) -> None:
@@ -92,7 +92,9 @@ def compare_forward(protocol: Protocol, texts: Sequence[str], rounds: int) -> No
     merged = Encoder.load(protocol, adapters=["clustering"], device="cpu")
     ratios = []
     for number in range(rounds + 1):
-        seconds = [cpu_seconds(partial(encoder.encode, prepared))[0] for encoder in (bare, merged)]
+        order = (bare, merged) if number % 2 else (merged, bare)
+        spent = {encoder: cpu_seconds(partial(encoder.encode, prepared))[0] for encoder in order}
+        seconds = [spent[bare], spent[merged]]
         if number:  # the first round warms up
             ratios.append(seconds[1] / seconds[0])
             print(
