@@ -6,6 +6,7 @@ test_silent_failures.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -121,17 +122,20 @@ def test_padding_shows_in_no_vector(row: str, rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("row", [row for row in LAST_TOKEN if LAYOUTS[row].adapted is None])
-def test_the_last_real_token_is_pooled_whatever_side_the_tokenizer_pads(
+@pytest.mark.parametrize("row", LAYOUTS)
+def test_the_side_that_the_tokenizer_pads_shows_in_no_vector_of_any_view(
     row: str, side: str, tmp_path: Path
 ) -> None:
-    sided = {**LAYOUTS[row].tokenizer_config, "padding_side": side}
-    loaded = Loaded(row, write_family(tmp_path / "model", row, tokenizer_config=sided))
-    of = FIRST_VIEWS[row]
-    prepared = loaded.tokenizer.prepare(TEXTS_OF, loaded.protocol.prompt(of))
-    assert_same(loaded.encode(prepared, of).vectors, loaded.reference(of)[0])
-    with padded(loaded.encoder):
-        assert_same(loaded.encode(prepared, of).vectors, loaded.reference(of)[0])
+    folder = write_family(tmp_path / "model", row)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": side}))
+    loaded = Loaded(row, folder)
+    for of in views_of(row):
+        prepared = loaded.tokenizer.prepare(TEXTS_OF, loaded.protocol.prompt(of))
+        expected = loaded.reference(of)[0]
+        assert_same(loaded.encode(prepared, of).vectors, expected)
+        with padded(loaded.encoder):
+            assert_same(loaded.encode(prepared, of).vectors, expected)
 
 
 def test_an_end_token_that_the_row_adds_is_added_once(tmp_path: Path) -> None:
