@@ -39,7 +39,6 @@ from tests.encoders.reference import assert_same, cosines
 from tests.encoders.repositories import TEXTS
 
 FIRST_VIEWS = {row: next(iter(views_of(row))) for row in LAYOUTS}
-LAST_TOKEN = [row for row in LAYOUTS if LAYOUTS[row].pooling == "lasttoken"]
 
 
 def test_every_view_of_every_row_has_a_layout_a_test_and_its_facts() -> None:
