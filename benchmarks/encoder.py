@@ -49,6 +49,8 @@ def main() -> None:
         "--floors", nargs="+", type=floor, default=[], metavar="WAY=RATIO", help="fail if a median is lower"
     )
     args = parser.parse_args()
+    if left_out := {way for way, _ in args.floors} - set(args.ways):
+        parser.error(f"a floor for {', '.join(sorted(left_out))}, which --ways leaves out")
     has_onnx = all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "onnxscript")))
     names = [name for name in args.ways if has_onnx or not name.startswith("onnx")]
     if not cpu_has_bfloat16():  # emulated, it says nothing
@@ -65,7 +67,7 @@ def main() -> None:
         if ratios.get(way, least) < least
     ]
     if low:
-        raise SystemExit(f"below what they were of {BASELINE}: {'; '.join(low)}")
+        raise SystemExit(f"below their floors, ratios to {BASELINE}: {'; '.join(low)}")
 
 
 def floor(text: str) -> tuple[str, float]:

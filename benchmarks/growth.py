@@ -282,7 +282,7 @@ def spent_on(work: Work) -> dict[str, Any]:
         "num_prompts": 1,
         "num_encodings": 1,
         "num_carried": 0,
-        "halved_budget": 0,
+        "budget_halved": False,
         "preflight_cosine": 1.0,
         "preflight_compared": "",
         "actor": "growth:1",

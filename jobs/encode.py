@@ -102,7 +102,7 @@ class EncodeFragment:
             "device": self._encoder.device.type,
             "dtype": self._encoder.number_format,
             "max_batch_tokens": self._encoder.max_batch_tokens,
-            "halved_budget": self._encoder.max_batch_tokens if self._encoder.budget_halved else 0,
+            "budget_halved": self._encoder.budget_halved,
             "preflight_cosine": self._preflight.cosine,
             "preflight_compared": self._preflight.compared_with,
             "num_encodings": len(encodings),

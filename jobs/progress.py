@@ -80,8 +80,10 @@ class Tally:
         self.why_padded[spent["why_padded"]] += 1
         if spent["num_encoded_tokens"]:
             self.ways.add(EncoderRecord(**{name: spent[name] for name in EncoderRecord.model_fields}))
-        if spent["halved_budget"]:
-            self.halved_budget = min(spent["halved_budget"], self.halved_budget or spent["halved_budget"])
+        if spent["budget_halved"]:
+            self.halved_budget = min(
+                spent["max_batch_tokens"], self.halved_budget or spent["max_batch_tokens"]
+            )
         if compared := spent["preflight_compared"]:
             self.preflight[compared] = min(spent["preflight_cosine"], self.preflight.get(compared, 1.0))
         for what in ("encode", "starved"):

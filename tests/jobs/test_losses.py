@@ -53,7 +53,7 @@ def test_a_row_that_does_not_fit_is_a_reject_of_all_views_with_all_its_chunks(
 ) -> None:
     bench = bench_of(tmp_path, model, mode, *chunks)
     whole, spent = bench.embed()
-    assert spent["halved_budget"] == 0
+    assert not spent["budget_halved"]
     expected = {view: bench.part(whole, view) for view in (QUERY, DOCUMENT)}
     ids, tokens = (expected[QUERY][name].to_pylist() for name in ("id", "num_tokens"))
     # Texts go whole through a late chunker, so there rows 1 and 3 are the long ones.
@@ -127,7 +127,7 @@ def test_smaller_batches_lose_nothing_and_are_reported(tmp_path: Path, model: Pa
     expected = vectors_of(bench.part(whole, QUERY))
     bench.out = tmp_path / "within"
     receipt, spent = embed_within(bench, 60)
-    assert spent["halved_budget"] == 50
+    assert (spent["budget_halved"], spent["max_batch_tokens"]) == (True, 50)
     assert receipt.rejected == whole.rejected
     np.testing.assert_allclose(vectors_of(bench.part(receipt, QUERY)), expected, atol=1e-6)
 

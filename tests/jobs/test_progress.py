@@ -29,7 +29,7 @@ def spent(actor: str, encode: float, starved: float, **changes: Any) -> dict[str
         "dtype": "float32",
         "max_batch_tokens": 2048,
         "num_carried": 0,
-        "halved_budget": 0,
+        "budget_halved": False,
         "preflight_cosine": 1.0,
         "preflight_compared": "",
         "encode_seconds": encode,
