@@ -21,7 +21,7 @@ from ir_measures import RR, R, nDCG
 from encoders.quantization import Ranges, restore, sign_cosines
 from jobs.cargo import as_vectors
 from jobs.errors import OutputError
-from jobs.records import read_manifest
+from jobs.record_files import read_manifest
 from jobs.storage import Location, open_store
 
 _DEPTH = 100

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from jobs.changes import UNCHANGED, Changes
-from jobs.records import CHANGES, Manifest, read_manifest
+from jobs.record_files import read_manifest
+from jobs.records import CHANGES, Manifest
 from jobs.storage import Location, open_store
 
 _IDS_PER_DELETE = 10_000

@@ -34,7 +34,8 @@ from jobs.cargo import as_vectors
 from jobs.encoder_section import EncoderConfig
 from jobs.errors import OutputError
 from jobs.protocols import resolve, space_of
-from jobs.records import Manifest, ViewRecord, read_manifest
+from jobs.record_files import read_manifest
+from jobs.records import Manifest, ViewRecord
 from jobs.storage import Location, Store, open_store
 
 DOCUMENTS = View("retrieval", Role.DOCUMENT)

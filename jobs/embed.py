@@ -19,11 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
-import platform
 import sys
 import time
-from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,36 +30,31 @@ from rich.console import Console
 from encoders.chunking import Chunker
 from encoders.tokenizer import Tokenizer
 from jobs.carry import carry_over, plan_carrying
-from jobs.changes import Changes, Comparison, nothing_changed, report_changes
 from jobs.cli import PROGRAM, Invocation, parse
 from jobs.command import Answer, carry_out, under_way
-from jobs.commit import build_manifest, publish
-from jobs.config import EncoderConfig, JobConfig, dump_config
+from jobs.config import EncoderConfig, JobConfig
 from jobs.corpus import list_corpus
 from jobs.duplicates import IdScan, known_repeats, repeated_ids
 from jobs.errors import ConfigurationError, CorpusError, FileChangedError, OutputBusyError, StorageError
+from jobs.finish import finish
 from jobs.footers import BadShard, Footer, check_columns, read_footers
-from jobs.job import Job, folder_of, know_output, set_up
+from jobs.job import Job, know_output, set_up
 from jobs.lease import Lease, Patience, held_lease
 from jobs.machine import check_machine
-from jobs.manifests import id_of
 from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_shards
 from jobs.progress import ProgressLine, Tally
 from jobs.protocols import show_protocol
 from jobs.ranges import CALIBRATION_ROWS, calibrated, keep, sample_of, with_ranges
-from jobs.records import CARRIED, IDS, LongTextRecord, Manifest, ReadingRecord, Receipt, RunRecord
+from jobs.records import CARRIED, IDS, LongTextRecord, Receipt
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading
 from jobs.run_spec import MOST_DEADLY_ROWS, RunSpec, Work
-from jobs.storage import Location
 from jobs.summary import Times, show_plan, show_run
-from jobs.sweep import is_tidy, sweep
 
 # Up to here a thread pool reads footers faster than Ray starts; beyond, they are tasks on the cluster.
 _FOOTERS_ON_DRIVER = 512
 # A corpus that changes faster than it is listed is not one that a run can be about.
 _MOST_REPLANS = 3
-_PACKAGES = ("ray", "torch", "transformers", "peft", "tokenizers", "pyarrow", "numpy", "s3fs", "safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,7 +149,7 @@ def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str,
                     lease.check()
                     limit.add(receipt)
         try:
-            manifest, changes = _commit(job, plan, tally, layout, reading.record(), lease)
+            manifest, changes = finish(job, plan, tally, layout, reading.record(), lease)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "readers see the old dataset or the new one, whole; the same command goes on from here"
@@ -278,13 +270,9 @@ def _check_chunks(job: Job, reading: Reading) -> None:
 
 def _connect(config: JobConfig) -> float:
     """Have a Ray with room for encoders; says how long it took."""
-    check_machine(config.compute)
-    return _connect_any(config)
-
-
-def _connect_any(config: JobConfig) -> float:
     from jobs.cluster import connect
 
+    check_machine(config.compute)
     started = time.monotonic()
     connect(config.compute.ray_address, config.compute.num_cpus)
     return time.monotonic() - started
@@ -355,66 +343,6 @@ def _run_spec(job: Job, reading: Reading) -> RunSpec:
         max_fragment_bytes=job.config.input.max_fragment_bytes,
         landmarks=job.landmarks,
     )
-
-
-def _commit(
-    job: Job, plan: Plan, tally: Tally, layout: Layout, reading: ReadingRecord, lease: Lease
-) -> tuple[Manifest, Changes]:
-    """The dataset's manifest, and what it changed."""
-    held = job.holdings.manifest
-    manifest = build_manifest(
-        plan,
-        [*plan.existing, *tally.receipts],
-        corpus=folder_of(job.config.input.location().uri),
-        reading=reading,
-        fragment_rows=job.config.input.fragment_rows,
-        views=job.records,
-        ranges=job.ranges,
-        held=held,
-        repeated_ids=layout.repeated_ids,
-        run=RunRecord(
-            configuration=dump_config(job.config),
-            python=platform.python_version(),
-            packages={package: importlib.metadata.version(package) for package in _PACKAGES},
-            encoders=tuple(sorted(tally.ways, key=str)),
-        ),
-    )
-    if held is not None and manifest.equals(held):
-        if not is_tidy(job.holdings, job.config.output.keep_manifests):
-            _sweep(job, held, job.holdings.version, lease)
-        return held, nothing_changed(held)
-    changes = report_changes(job.store, job.holdings, manifest, functools.partial(_compare, job.config))
-    lease.confirm()
-    version = publish(job.store, manifest, replacing=job.holdings.version)
-    _sweep(job, manifest, version, lease)
-    return manifest, changes
-
-
-def _compare(config: JobConfig, location: Location, comparison: Comparison) -> Counter[tuple[str, str]]:
-    from jobs.joins import compare_on_cluster
-
-    _connect_any(config)
-    return compare_on_cluster(config.compute, location, comparison)
-
-
-def _sweep(job: Job, live: Manifest, version: str | None, lease: Lease) -> None:
-    """Clear up behind a commit; where that fails, the error says that the commit stands."""
-    output = job.config.output
-    assert version is not None
-    published = f"the dataset is published ({id_of(live)}); only the clean-up behind it was not finished"
-    try:
-        sweep(
-            job.store,
-            live,
-            version,
-            confirm=lease.confirm,
-            keep_manifests=output.keep_manifests,
-            orphan_grace_hours=output.orphan_grace_hours,
-        )
-    except StorageError as error:
-        raise StorageError(f"{published}: {error}; the next run clears up") from error
-    except OutputBusyError as error:
-        raise OutputBusyError(f"{published}: another run has the output by now, and clears up") from error
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from encoders.tasks import canonical_task
 from jobs.errors import ConfigurationError
-from jobs.storage import Location
+from jobs.store import Location
 
 RoleName = Literal["query", "document"]
 _NOT_REPEATED = "not repeated here"

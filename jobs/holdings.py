@@ -15,16 +15,8 @@ from typing import TypeVar
 from jobs.errors import OutputError
 from jobs.files import kind_of
 from jobs.manifests import ids_among, read_all_kept
-from jobs.records import (
-    FileRecord,
-    Manifest,
-    RangesRecord,
-    Receipt,
-    ViewRecord,
-    find_manifest,
-    parse_ranges,
-    parse_receipt,
-)
+from jobs.record_files import find_manifest, parse_ranges, parse_receipt
+from jobs.records import FileRecord, Manifest, RangesRecord, Receipt, ViewRecord
 from jobs.storage import Store
 from jobs.threads import in_threads
 

@@ -22,7 +22,8 @@ from datetime import UTC, datetime, timedelta
 from encoders.space import digest
 from jobs.errors import OutputError
 from jobs.files import kind_of
-from jobs.records import CIRCUMSTANCES, MANIFEST, MANIFESTS, Manifest, find_manifest, parse_manifest
+from jobs.record_files import find_manifest, parse_manifest
+from jobs.records import CIRCUMSTANCES, MANIFEST, MANIFESTS, Manifest
 from jobs.storage import Store
 
 _TICK = timedelta(milliseconds=1)

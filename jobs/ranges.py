@@ -29,7 +29,8 @@ from jobs.cargo import as_vectors, unpack_table
 from jobs.errors import ConfigurationError, CorpusError
 from jobs.fragments import Fragment
 from jobs.holdings import Holdings
-from jobs.records import RANGES, Manifest, RangesRecord, ViewRecord, parse_ranges, read_manifest
+from jobs.record_files import parse_ranges, read_manifest
+from jobs.records import RANGES, Manifest, RangesRecord, ViewRecord
 from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Location, Store, open_store
 

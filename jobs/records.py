@@ -17,16 +17,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from encoders.quantization import Ranges
 from encoders.space import digest
-from jobs.errors import OutputError
 from jobs.footers import Columns
 from jobs.fragments import Cut
-from jobs.storage import Store
 
 MANIFEST = "_manifest.json"
 RECEIPTS = "_receipts"
@@ -45,9 +43,6 @@ def bits_path(fragment: str) -> str:
 
 class _Record(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
-
-
-R = TypeVar("R", bound=_Record)
 
 
 class FileRecord(_Record):
@@ -309,64 +304,3 @@ class Manifest(_Record):
     def digest(self) -> str:
         """Equal datasets, equal digests."""
         return digest(self.model_dump(mode="json", exclude=set(CIRCUMSTANCES)))
-
-
-def read_manifest(store: Store) -> Manifest | None:
-    """The manifest of an output, None where nothing was committed yet.
-
-    Raises:
-        OutputError: There is a file of that name, and it is no manifest of ours.
-    """
-    return find_manifest(store)[0]
-
-
-def find_manifest(store: Store) -> tuple[Manifest | None, str | None]:
-    """The same, and the version of its file, which a commit must still find.
-
-    Raises:
-        OutputError: There is a file of that name, and it is no manifest of ours.
-    """
-    try:
-        content, version = store.read_version(MANIFEST)
-    except FileNotFoundError:
-        return None, None
-    return parse_manifest(content, f"{store.location.uri}/{MANIFEST}"), version
-
-
-def parse_manifest(content: bytes, name: str) -> Manifest:
-    """A manifest from its file's content.
-
-    Raises:
-        OutputError: It is no manifest of ours.
-    """
-    return _parse(Manifest, content, name)
-
-
-def parse_receipt(content: bytes, name: str) -> Receipt:
-    """A receipt from its file's content.
-
-    Raises:
-        OutputError: It is no receipt of ours.
-    """
-    return _parse(Receipt, content, name)
-
-
-def parse_ranges(content: bytes, name: str) -> RangesRecord:
-    """Ranges from their file's content.
-
-    Raises:
-        OutputError: They are no ranges of ours.
-    """
-    return _parse(RangesRecord, content, name)
-
-
-def _parse(kind: type[R], content: bytes, name: str) -> R:
-    try:
-        return kind.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise OutputError(
-            f"{name} is no {kind.__name__.lower()} that this version can read "
-            f"({'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}); "
-            "use the version that wrote it, or another output"
-        ) from error

@@ -38,7 +38,8 @@ from jobs.errors import FileChangedError, OutputBusyError
 from jobs.findings import Finding, compare, finding, print_findings
 from jobs.manifests import checksums_of, find_kept, id_of, path_of, read_kept, read_live
 from jobs.parquet import open_plain
-from jobs.records import MANIFEST, FileRecord, Manifest, PartRecord, Receipt, parse_manifest
+from jobs.record_files import parse_manifest
+from jobs.records import MANIFEST, FileRecord, Manifest, PartRecord, Receipt
 from jobs.rows import Reading
 from jobs.sections import CHUNK_INDEX
 from jobs.storage import Location, Store, open_store

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.records import FileRecord, Manifest, parse_manifest, read_manifest
+from jobs.record_files import parse_manifest, read_manifest
+from jobs.records import FileRecord, Manifest
 from jobs.storage import Location, Store, open_store
 
 # Beside parts and rejects, what an output holds when nobody is at work on it.

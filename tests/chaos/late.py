@@ -27,7 +27,7 @@ def run(gate: Path, arguments: list[str]) -> int:
         without_ray(wait),
         patch("jobs.embed.held_lease", lambda *_: nullcontext(Mock())),  # it has lost it long ago
         patch("jobs.job.Job.landmarks", ()),  # of which that was one
-        patch("jobs.embed.build_manifest", side_effect=KeyboardInterrupt),
+        patch("jobs.finish.build_manifest", side_effect=KeyboardInterrupt),
     ):
         return main(arguments)
 

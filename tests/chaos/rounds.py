@@ -49,10 +49,10 @@ POINTS = {
     "taking stock": Point("jobs.store:Store.list", when="after"),
     "Ray is there": Point("jobs.cluster:connect", when="after"),
     "a receipt": Point("jobs.progress:Tally.add", number=-1),
-    "all parts, no commit": Point("jobs.embed:build_manifest"),
+    "all parts, no commit": Point("jobs.finish:build_manifest"),
     "before the manifest": Point("jobs.store:Store.swap", "_manifest.json"),
     "committed, and not yet told so": Point("jobs.store:Store.swap", "_manifest.json", when="after"),
-    "committed, not swept": Point("jobs.embed:sweep"),
+    "committed, not swept": Point("jobs.finish:sweep"),
     "sweeping parts": Point("jobs.store:Store.delete", "task="),
     "sweeping receipts": Point("jobs.store:Store.delete", "_receipts"),
 }

@@ -13,7 +13,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from jobs.lease import LOCK
-from jobs.records import read_manifest
+from jobs.record_files import read_manifest
 from jobs.storage import Location, open_store
 from tests.chaos.corpora import change_corpus, num_rows_of, shard, write_corpus
 from tests.chaos.datasets import Reader, assert_same, published
@@ -72,7 +72,7 @@ def test_a_request_that_is_never_answered_is_given_up_and_made_again(
         assert config_kwargs["read_timeout"] <= 60
         return S3FileSystem(config_kwargs={**config_kwargs, "read_timeout": 1}, **others)
 
-    monkeypatch.setattr("jobs.storage.S3FileSystem", hasty)
+    monkeypatch.setattr("jobs.s3.S3FileSystem", hasty)
     with faulty_s3(s3_server, 1e-9, seed=1, faults=[HANG]) as proxy:  # the first request of each kind
         store = open_store(Location(s3, proxy.url))
         assert store.create("a", b"once")
@@ -169,7 +169,7 @@ def test_a_full_disk_ends_the_run_and_with_room_the_same_command_goes_on(
 
         # and a disk that is full in the very commit
         change_corpus(corpus, NUM_ROWS)
-        assert site.run(Point("jobs.embed:publish")).exit_code == -9
+        assert site.run(Point("jobs.finish:publish")).exit_code == -9
         used = sum(path.stat().st_size for path in small.rglob("*") if path.is_file())
         with Reader(location(site)) as reader:
             enlarge(small, (used // 4096 + 128) * 4096)

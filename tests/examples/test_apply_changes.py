@@ -17,7 +17,8 @@ from jobs.changes import report_changes
 from jobs.commit import publish
 from jobs.holdings import take_stock
 from jobs.parts import file_record, part_bytes, part_table
-from jobs.records import PartRecord, find_manifest
+from jobs.record_files import find_manifest
+from jobs.records import PartRecord
 from jobs.rows import text_hashes
 from jobs.storage import Store, open_store
 from jobs.store import Location

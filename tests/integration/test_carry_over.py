@@ -241,7 +241,7 @@ def test_what_a_run_had_finished_that_never_committed_is_carried_over_too(
     corpus, out = write(tmp_path / "corpus", rows, 3), tmp_path / "out"
     command = arguments(model, corpus, out)
     with monkeypatch.context() as patch, without_ray():
-        patch.setattr("jobs.embed.publish", lambda *_, **__: (_ for _ in ()).throw(JobError("killed")))
+        patch.setattr("jobs.finish.publish", lambda *_, **__: (_ for _ in ()).throw(JobError("killed")))
         assert embed_here(*command).exit_code == 1
     assert not (out / "_manifest.json").exists()
     again, fresh = rewritten(rows)

