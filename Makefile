@@ -26,7 +26,7 @@ test: $(INSTALLED)
 
 chaos: $(INSTALLED)
 	@$(BIN)/python -m pytest --quiet -m chaos --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	@$(BIN)/python -m tests.chaos.rounds --rounds $${ROUNDS:-20} --seed $${SEED:-1}
+	@$(BIN)/python -m tests.chaos.rounds --rounds $${ROUNDS:-15} --seed $${SEED:-1}
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check --quiet .
