@@ -81,6 +81,18 @@ def test_every_command_of_history_and_verify_parses() -> None:
                 assert context.params["output"], command
 
 
+def test_what_is_imported_in_examples_is_there() -> None:
+    blocks = [
+        block for page in PAGES.values() for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    ]
+    imports = [
+        line for block in blocks for line in block.splitlines() if re.match(r"from (jobs|encoders)\b", line)
+    ]
+    assert imports
+    for line in imports:
+        exec(line, {})
+
+
 def test_every_file_of_the_tree_is_there_and_every_module_is_in_it() -> None:
     tree = README.partition("## What is where")[2]
     for package in ("encoders", "jobs"):
