@@ -1,12 +1,14 @@
 """The whole job against other ways to embed the same shards, with the same model and cores.
 
     python benchmarks/job.py docs.parquet --model "$(python examples/minilm.py)" --rows 8000 --rounds 3
-    python benchmarks/job.py docs.parquet --model MODEL --rows 20000 --shards 40 --against encoder ray daft processes
+    python benchmarks/job.py docs.parquet --model MODEL --rows 20000 --shards 40 --against encoder ray daft processes \
+        --daft-python /path/to/another/venv/bin/python
 
 Rounds take the ways in turn, so that a machine whose speed drifts drifts under all; what counts is the ratio.
 The job's time is that of the whole command but for Ray's start: planning, loading a model in every encoder, reading,
 tokenizing, encoding, writing, committing. What the times of the others hold stands in `benchmarks/rivals.py`; each
-runs in a process of its own.
+runs in a process of its own. Daft wants an older pyarrow than we do, so it needs an environment of its own, with
+sentence-transformers beside it.
 """
 
 from __future__ import annotations
@@ -47,6 +49,9 @@ def main() -> None:
         default="float32",
         help="of the job and of `encoder`; auto is the job's default (default float32)",
     )
+    parser.add_argument(
+        "--daft-python", default=sys.executable, help="the interpreter of an environment that has Daft"
+    )
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     seconds: dict[str, list[float]] = {way: [] for way in ("job", *args.against)}
@@ -56,7 +61,8 @@ def main() -> None:
         for number in range(args.rounds):
             for way in args.against:
                 output = Path(folder, f"{way}-{number}")
-                seconds[way].append(run_rival(way, shards, output, args.model, cores, args.dtype))
+                python = args.daft_python if way == "daft" else sys.executable
+                seconds[way].append(run_rival(python, way, shards, output, args.model, cores, args.dtype))
             summary = run_job(shards, Path(folder, f"job-{number}"), args.model, cores, args.dtype)
             seconds["job"].append(summary["seconds"] - summary["ray_start_seconds"])
             found = ", ".join(f"{way} {summary['tokens'] / times[-1]:,.0f}" for way, times in seconds.items())
@@ -81,11 +87,11 @@ def write_shards(table: pa.Table, folder: Path, num_shards: int) -> Path:
     return folder
 
 
-def run_rival(way: str, corpus: Path, output: Path, model: str, cores: int, dtype: str) -> float:
-    """Seconds of one run of another way."""
+def run_rival(python: str, way: str, corpus: Path, output: Path, model: str, cores: int, dtype: str) -> float:
+    """Seconds of one run of another way, in a process of this interpreter."""
     script = str(Path(__file__).with_name("rivals.py"))
     options = ("--model", model, "--cores", str(cores), "--output", str(output), "--dtype", dtype)
-    return float(run_json(sys.executable, script, way, str(corpus), *options))
+    return float(run_json(python, script, way, str(corpus), *options))
 
 
 def run_job(corpus: Path, output: Path, model: str, cores: int, dtype: str) -> dict[str, Any]:
