@@ -26,7 +26,13 @@ _PACKAGES = ("ray", "torch", "transformers", "peft", "tokenizers", "pyarrow", "n
 def finish(
     job: Job, plan: Plan, tally: Tally, layout: Layout, reading: ReadingRecord, lease: Lease
 ) -> tuple[Manifest, Changes]:
-    """The dataset's manifest, and what it changed."""
+    """Publish what is there now and clear up behind it; returns the manifest, and what it changed.
+
+    Raises:
+        AccountingError: The receipts do not cover the plan, or a file is missing; nothing is published.
+        OutputBusyError: Another run has the output by now.
+        StorageError: The store failed; behind the commit the error says that it stands.
+    """
     held = job.holdings.manifest
     manifest = build_manifest(
         plan,
