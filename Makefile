@@ -36,7 +36,8 @@ check: $(INSTALLED)
 
 bench-smoke: $(INSTALLED) demo/.corpus
 	@$(BIN)/python benchmarks/encoder.py demo/corpus --model "$$($(BIN)/python examples/minilm.py)" \
-		--texts 400 --rounds 3 --ways ours-float32 ours-bfloat16 --floors ours-float32=1 ours-bfloat16=1.5
+		--texts 400 --rounds 3 --ways ours-float32 ours-bfloat16 ours-int8 \
+		--floors ours-float32=1 ours-bfloat16=1.5 ours-int8=1.5
 	@$(BIN)/python benchmarks/gpu.py --tiny
 	@$(BIN)/python benchmarks/growth.py 100
 	@$(BIN)/python benchmarks/tiny.py 20 --model "$$($(BIN)/python examples/minilm.py)"

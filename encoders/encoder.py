@@ -34,7 +34,7 @@ import torch
 
 from encoders.batching import Batch, token_budget_batches
 from encoders.copies import Fetch, from_device, to_device
-from encoders.devices import Dtype, batch_tokens, choose_device, choose_dtype
+from encoders.devices import Dtype, batch_tokens, choose_device, choose_dtype, cpu_has_bfloat16
 from encoders.errors import EncoderError
 from encoders.finishing import Finisher
 from encoders.forward import Forward
@@ -84,7 +84,8 @@ class Encoder:
         self.device = device
         self.number_format = "int8" if eight_bits else str(adapted.module.dtype).removeprefix("torch.")
         self._adapted = adapted
-        self._forward = Forward(adapted.module)
+        # Where 8 bits are near enough, so are the 8 of bfloat16.
+        self._forward = Forward(adapted.module, attention_in_bfloat16=eight_bits and cpu_has_bfloat16())
         if max_batch_tokens == "auto":
             max_batch_tokens = batch_tokens(self._forward, device, protocol.max_seq_length)
         self.max_batch_tokens = max_batch_tokens

@@ -92,7 +92,7 @@ class EncoderConfig(Section):
         default="auto",
         description="Number format of the computation; auto: bfloat16 on GPUs and CPUs that compute in it "
         "(AVX512-BF16, AMX), else float32. int8: linear layers in integers, for CPUs without these: lowest cosines of "
-        "0.993 to 0.996 to the model's vectors, and a space of its own.",
+        "0.997 to 0.998 to the model's vectors, and a space of its own.",
     )
     precision: Precision = Field(
         default="float32",

@@ -167,7 +167,7 @@ def test_rope_that_depends_on_the_longest_text_is_not_packed() -> None:
 
 
 @pytest.mark.parametrize("name", PACKED)
-@pytest.mark.parametrize("longest", [0, 512], ids=["torch's attention", "three steps"])
+@pytest.mark.parametrize("longest", [0, 512], ids=["torch's attention", "written out"])
 def test_in_bfloat16_packed_texts_get_the_states_that_they_get_alone(
     name: str, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +182,7 @@ def test_in_bfloat16_packed_texts_get_the_states_that_they_get_alone(
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("heads", [4, 2], ids=["all heads", "shared keys"])
-def test_three_steps_are_torchs_attention(causal: bool, window: int | None, heads: int) -> None:
+def test_attention_written_out_is_torchs(causal: bool, window: int | None, heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, count, 9, 8, generator=generator) for count in (4, heads, heads))
     mask = attention._window_mask(9, window, causal=causal)
@@ -191,6 +191,26 @@ def test_three_steps_are_torchs_attention(causal: bool, window: int | None, head
     )
     found = attention._written_out(query, key, value, mask, 0.3, causal=causal)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["powers overflow", "powers vanish"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_scores_beyond_the_powers_of_two_are_torchs_attention_too(sign: int, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.rand(3, 4, 9, 8, generator=generator) for _ in range(3))
+    query[0, 1] *= sign * 300  # scores of some 600 of either sign, in one text alone
+    expected = scaled_dot_product_attention(query, key, value, is_causal=causal)
+    found = attention._written_out(query, key, value, None, None, causal=causal)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_so_in_attention(number: float) -> None:
+    query, key, value = (torch.ones(1, 2, 3, 4, dtype=torch.bfloat16) for _ in range(3))
+    query[0, 1, 2, 3] = number
+    found = attention._written_out(query, key, value, None, None, causal=False)
+    assert found[0, 1, 2].isnan().all()
+    assert found.isnan().sum() == 4
 
 
 def test_the_self_test_looks_beyond_a_small_window() -> None:

@@ -101,9 +101,30 @@ def test_the_largest_activations_of_either_sign_are_no_overflow() -> None:
     linear = nn.Linear(8, 8, bias=False).requires_grad_(False)
     linear.weight.copy_(torch.eye(8))
     states = torch.tensor([[1.0, -1.0, 0.5, -0.5, 0.999999, -0.999999, 0.0, 0.25]])
-    for scale in (1.0, 3e-7, 1e30):
+    for scale in (1.0, 1e-4, 1e30):
         found = Int8Linear(linear)(states * scale)
         torch.testing.assert_close(found / scale, states, atol=0.005, rtol=0)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_in_eight_bits_what_is_not_a_number_stays_so(number: float) -> None:
+    layer = Int8Linear(nn.Linear(64, 8).requires_grad_(False))
+    for place in (0, 1, 31, 63):
+        states = torch.randn(1, 3, 64)
+        states[0, 1, place] = number
+        assert not layer(states)[0, 1].isfinite().any()
+        assert layer(states)[0, [0, 2]].isfinite().all()
+
+
+def test_attention_between_layers_in_eight_bits_may_be_in_bfloat16() -> None:
+    plain, backbone = (backbone_of("BertModel", {}, initializer_range=0.1) for _ in range(2))
+    quantize_linears(plain)
+    quantize_linears(backbone)
+    half, batch = Forward(backbone, attention_in_bfloat16=True), batch_of(LENGTHS)
+    assert half.packed
+    states, expected = half(batch), Forward(plain)(batch)
+    assert states.dtype == torch.float32
+    assert 0 < relative_error(states, expected) < 0.05
 
 
 def test_in_eight_bits_a_text_does_not_depend_on_its_neighbours() -> None:
@@ -112,7 +133,7 @@ def test_in_eight_bits_a_text_does_not_depend_on_its_neighbours() -> None:
     batch = batch_of(LENGTHS)
     expected = alone(backbone, batch)
     together = Forward(backbone)(batch)
-    # Where rounding moves an activation over the edge between two integers, it moves by a 254th of the largest.
+    # Where rounding moves an activation over the edge between two integers, it moves by a 255th of their range.
     assert relative_error(together, expected) < 0.02
 
 
@@ -126,5 +147,5 @@ def test_minilm_in_eight_bits_is_near_minilm(minilm: Protocol) -> None:
     exact = Encoder.load(minilm, device="cpu", dtype="float32").encode(texts).vectors
     near = Encoder.load(minilm, device="cpu", dtype="int8", num_threads=2).encode(texts).vectors
     cosines = (exact * near).sum(1)
-    assert cosines.min() > 0.99
+    assert cosines.min() > 0.995
     assert cosines.max() < 0.99999  # it is no other path under that name
