@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from encoders.allocator import keep_kernels
 from encoders.dimensions import pooled_dim
 from encoders.errors import ModelNotFoundError, UnsupportedModelError
 from encoders.native import native_config
@@ -89,6 +90,7 @@ def load_model(
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
     from transformers.utils import logging
 
+    keep_kernels()
     logging.disable_progress_bar()  # one bar an actor would bury the job's own
     unused = _UNUSED_PARTS if auto is None else ()
     try:

@@ -1,7 +1,8 @@
-"""What the allocator is told shows in the page faults of a process, and in the arenas of its threads."""
+"""What the allocator is told shows in page faults and arenas, what oneDNN is told in the kernels that it makes."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -38,13 +39,32 @@ stream = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
 libc.malloc_info(0, stream)
 libc.fclose(stream)
 """
+# A product of each of 1,300 shapes, twice; oneDNN tells of each kernel whether it had it.
+_COUNT_KERNELS = """
+import sys
+import torch
+from encoders.allocator import keep_kernels
+if sys.argv[1] == "keep":
+    keep_kernels()
+weight = torch.ops.mkldnn._reorder_linear_weight(torch.randn(8, 8), 2048)
+for round in range(2):
+    print("round", flush=True)
+    for number in range(1, 1301):
+        torch.ops.mkldnn._linear_pointwise(torch.ones(number, 8), weight, None, "none", [], "")
+"""
 only_glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="another C library's allocator is left alone"
 )
 
 
-def said(script: str, mode: str) -> str:
-    done = subprocess.run([sys.executable, "-c", script, mode], capture_output=True, text=True, check=True)
+def said(script: str, mode: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script, mode],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+    )
     return done.stdout
 
 
@@ -57,3 +77,12 @@ def test_freed_blocks_come_back_without_a_page_fault() -> None:
 def test_a_second_thread_gets_no_arena_of_its_own() -> None:
     assert said(_COUNT_ARENAS, "leave").count("<heap ") > 1
     assert said(_COUNT_ARENAS, "keep").count("<heap ") == 1
+
+
+@pytest.mark.parametrize(("mode", "number"), [("keep", 0), ("leave", 1300)])
+def test_no_kernel_is_made_twice(mode: str, number: int) -> None:
+    told = said(_COUNT_KERNELS, mode, ONEDNN_VERBOSE="profile_create")
+    _, first, second = told.split("round\n")
+    assert first.count("create:cache_miss") == 1300
+    assert second.count("create:cache_miss") == number
+    assert second.count("create:cache_hit") == 1300 - number
