@@ -50,6 +50,9 @@ def main() -> None:
         help="of the job and of `encoder`; auto is the job's default (default float32)",
     )
     parser.add_argument(
+        "--cpus-per-actor", type=int, help="cores of each of the job's encoders (default: one has all)"
+    )
+    parser.add_argument(
         "--daft-python", default=sys.executable, help="the interpreter of an environment that has Daft"
     )
     args = parser.parse_args()
@@ -63,7 +66,8 @@ def main() -> None:
                 output = Path(folder, f"{way}-{number}")
                 python = args.daft_python if way == "daft" else sys.executable
                 seconds[way].append(run_rival(python, way, shards, output, args.model, cores, args.dtype))
-            summary = run_job(shards, Path(folder, f"job-{number}"), args.model, cores, args.dtype)
+            output = Path(folder, f"job-{number}")
+            summary = run_job(shards, output, args.model, cores, args.dtype, args.cpus_per_actor)
             seconds["job"].append(summary["seconds"] - summary["ray_start_seconds"])
             found = ", ".join(f"{way} {summary['tokens'] / times[-1]:,.0f}" for way, times in seconds.items())
             print(f"round {number + 1}, tokens/s: {found}", flush=True)
@@ -94,11 +98,15 @@ def run_rival(python: str, way: str, corpus: Path, output: Path, model: str, cor
     return float(run_json(python, script, way, str(corpus), *options))
 
 
-def run_job(corpus: Path, output: Path, model: str, cores: int, dtype: str) -> dict[str, Any]:
+def run_job(
+    corpus: Path, output: Path, model: str, cores: int, dtype: str, cpus_per_actor: int | None
+) -> dict[str, Any]:
     """The summary of one run of the job."""
     places = ("--input", str(corpus), "--output", str(output), "--model", model)
     view = ("--task", "retrieval", "--role", "document", "--dtype", dtype)
-    here = ("--ray-address", "local", "--num-cpus", str(cores))
+    here = ["--ray-address", "local", "--num-cpus", str(cores)]
+    if cpus_per_actor is not None:
+        here += ["--set", f"compute.cpus_per_actor={cpus_per_actor}"]
     summary: dict[str, Any] = run_json(sys.executable, "-m", "jobs.embed", *places, *view, *here)
     return summary
 
