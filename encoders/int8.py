@@ -12,6 +12,8 @@ step * sum(q * w) + lowest * sum(w), and the second sum is known beforehand.
 from __future__ import annotations
 
 import threading
+import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ from encoders.linear import ROWS, PackedLinear, replace_linears
 
 _MOST = 127
 _SMALLEST_SCALE = 1e-12
+# FBGEMM adds it to each range before it divides by it, and leaves it out of the step that it tells.
+_ADDED_STEP = 1e-8 / 255
 
 
 class Int8Linear(PackedLinear):
@@ -64,25 +68,31 @@ def quantize_linears(backbone: nn.Module) -> None:
 
 
 class _Last(threading.local):
-    """What a thread quantised last: queries, keys and values are made of the same states."""
+    """What a thread quantised last, as long as it is there: queries, keys and values are made of the same states."""
 
-    states: Tensor | None = None
-    quantized: tuple[Tensor, Tensor, Tensor]
+    states: weakref.ref[Tensor] | None = None
+    quantized: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 _last = _Last()
 
 
+def _forget(_: Any) -> None:
+    _last.states = _last.quantized = None
+
+
 def _quantized(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Activations `[..., width]` as bytes `[num_tokens, width]`, and each token's step, a column, and lowest value."""
-    if _last.states is not states:
-        width = states.shape[-1]
-        tokens = states.reshape(-1, width)
-        # Bytes, then step and lowest value as float32: made for tables of embeddings, in one pass, which is five times
-        # as quick as torch's operators one by one.
-        rows = torch.ops.quantized.embedding_bag_byte_prepack(tokens)
-        steps, lowest = rows[:, width:].contiguous().view(torch.float32).split(1, dim=1)
-        # It leaves out what is not a number, and that must not become one.
-        lowest = lowest + 0 * tokens.sum(1, keepdim=True)
-        _last.states, _last.quantized = states, (rows[:, :width], steps, lowest[:, 0])
-    return _last.quantized
+    if _last.quantized is not None and _last.states is not None and _last.states() is states:
+        return _last.quantized
+    width = states.shape[-1]
+    tokens = states.reshape(-1, width)
+    # Bytes, then step and lowest value as float32: made for tables of embeddings, in one pass, which is five times as
+    # quick as torch's operators one by one.
+    rows = torch.ops.quantized.embedding_bag_byte_prepack(tokens)
+    steps, lowest = rows[:, width:].contiguous().view(torch.float32).split(1, dim=1)
+    # It leaves out what is not a number, and that must not become one.
+    lowest = lowest + 0 * tokens.sum(1, keepdim=True)
+    quantized = rows[:, :width], steps + _ADDED_STEP, lowest[:, 0]
+    _last.states, _last.quantized = weakref.ref(states, _forget), quantized
+    return quantized

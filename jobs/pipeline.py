@@ -227,9 +227,8 @@ def configure(no_progress_timeout_seconds: int, *callbacks: Callable[[], Watch])
     context.autoscaling_config.actor_pool_util_upscaling_threshold = _POOL_GROWS_AT
     context.execution_options.verbose_progress = False
     context.print_on_execution_start = False
-    context.memory_usage_poll_interval_s = (
-        None  # for figures that nobody reads each process walked all its pages
-    )
+    # Else each process walks through all of its pages once a second, for a figure that nobody reads.
+    context.memory_usage_poll_interval_s = None
     context.execution_no_progress_timeout_s = no_progress_timeout_seconds
     context.raise_original_map_exception = True  # Ray's own wrapper forgets what it wraps on its way here
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the exception says it all, and once
