@@ -8,7 +8,7 @@ with (benchmarks/LOG.md). It costs memory, since what the largest batch took sta
 that shares its memory budget with others.
 
 oneDNN makes a kernel for each shape of a product, and keeps 1,024 of them. Attention within texts of every length has
-more, and each was made anew before it came again: 1 to 8 % of the time in bfloat16 (benchmarks/LOG.md).
+more, and each was made anew before it came again: 2 to 10 % of the time in bfloat16 (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
