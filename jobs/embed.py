@@ -18,10 +18,9 @@ The same command is the first run, the resume after anything that went wrong, an
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,30 +28,29 @@ from rich.console import Console
 
 from encoders.chunking import Chunker
 from encoders.tokenizer import Tokenizer
-from jobs.carry import carry_over, plan_carrying
+from jobs.carry import plan_carrying
 from jobs.cli import PROGRAM, Invocation, parse
 from jobs.command import Answer, carry_out, under_way
 from jobs.config import EncoderConfig, JobConfig
 from jobs.corpus import list_corpus
 from jobs.duplicates import IdScan, known_repeats, repeated_ids
 from jobs.errors import ConfigurationError, CorpusError, FileChangedError, OutputBusyError, StorageError
+from jobs.executor import Executor
 from jobs.finish import finish
-from jobs.footers import BadShard, Footer, check_columns, read_footers
+from jobs.footers import check_columns
 from jobs.job import Job, know_output, set_up
 from jobs.lease import Lease, Patience, held_lease
 from jobs.machine import check_machine
 from jobs.plan import Layout, Plan, fragments_of, lay_out, make_plan, unknown_shards
-from jobs.progress import ProgressLine, Tally
+from jobs.progress import Tally
 from jobs.protocols import show_protocol
 from jobs.ranges import CALIBRATION_ROWS, calibrated, keep, sample_of, with_ranges
-from jobs.records import CARRIED, IDS, LongTextRecord, Receipt
+from jobs.records import CARRIED, IDS, LongTextRecord
 from jobs.rejects import RejectLimit
 from jobs.rows import Reading
 from jobs.run_spec import MOST_DEADLY_ROWS, RunSpec, Work
 from jobs.summary import Times, show_plan, show_run
 
-# Up to here a thread pool reads footers faster than Ray starts; beyond, they are tasks on the cluster.
-_FOOTERS_ON_DRIVER = 512
 # A corpus that changes faster than it is listed is not one that a run can be about.
 _MOST_REPLANS = 3
 
@@ -80,10 +78,11 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         JobError: The run failed; nothing is published.
     """
     started = time.monotonic()
+    executor = Executor(config.compute, console)
     job = set_up(config)
     if dry_run:
         job = know_output(job)
-        layout, reading = _lay_out(job, _read_footers(job)[0])
+        layout, reading = _lay_out(job, executor)
         if config.input.on_duplicate_id == "keep_first":  # as far as it is known without reading ids
             known = known_repeats(fragments_of(job.corpus, layout, reading), job.holdings.manifest)
             layout = replace(layout, repeated_ids=known)
@@ -98,7 +97,7 @@ def run(config: JobConfig, console: Console, *, dry_run: bool = False) -> dict[s
         for replans_left in reversed(range(_MOST_REPLANS + 1)):
             ready = know_output(job)
             try:
-                return _make(ready, lease, console, started)
+                return _make(ready, executor, lease, console, started)
             except FileChangedError as error:
                 if config.input.on_changed_shard == "fail" or not replans_left:
                     raise
@@ -123,28 +122,23 @@ def _nothing_left_of_a_refusal(job: Job, lease: Lease) -> Iterator[None]:
         raise
 
 
-def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str, Any]:
+def _make(job: Job, executor: Executor, lease: Lease, console: Console, started: float) -> dict[str, Any]:
     """Make the output of a job whose corpus is listed and whose stock is taken; returns the summary."""
-    ray_seconds = 0.0
-    footers, seconds = _read_footers(job)
-    ray_seconds += seconds
-    layout, reading = _lay_out(job, footers)
+    layout, reading = _lay_out(job, executor)
     with _nothing_left_of_a_refusal(job, lease):
-        layout, seconds = _check_ids(job, layout, reading, console)
-        ray_seconds += seconds
-        job, seconds = _calibrate(job, layout, reading, console)
-        ray_seconds += seconds
+        layout = _without_repeats(job, layout, reading, executor)
+        job = _calibrate(job, layout, reading, executor)
         plan = _plan(job, layout, reading)
         if plan.work:
             _check_chunks(job, reading)
-            ray_seconds += _connect(job.config)
+            executor.start()
     tally = Tally()
     limit = _reject_limit(job, plan)
     with under_way():
         if plan.work:
-            spec = replace(_run_spec(job, reading), most_deadly=min(MOST_DEADLY_ROWS, limit.left))
-            work = _carry_over(job, plan, spec, console)
-            with contextlib.closing(_embed(spec, work, job.config, tally, console)) as receipts:
+            spec = replace(executor.spec(job, reading), most_deadly=min(MOST_DEADLY_ROWS, limit.left))
+            work = _carry_over(job, plan, spec, executor)
+            with contextlib.closing(executor.embed(spec, work, tally)) as receipts:
                 for receipt in receipts:
                     lease.check()
                     limit.add(receipt)
@@ -154,41 +148,31 @@ def _make(job: Job, lease: Lease, console: Console, started: float) -> dict[str,
             raise KeyboardInterrupt(
                 "readers see the old dataset or the new one, whole; the same command goes on from here"
             ) from None
-    times = Times(total=time.monotonic() - started, ray_start=ray_seconds)
+    times = Times(total=time.monotonic() - started, ray_start=executor.start_seconds)
     uri = job.store.location.uri
     return show_run(console, plan, tally, manifest, times, uri, changes=changes, raw_views=job.raw_views)
 
 
-def _read_footers(job: Job) -> tuple[list[Footer | BadShard], float]:
-    """Footers of the shards that no committed dataset knows; and how long Ray took to start, where it was needed."""
-    location, columns = job.corpus.location, job.config.input.columns()
-    most = job.config.input.max_fragment_bytes
-    shards = unknown_shards(job.corpus, job.holdings.manifest, columns, job.config.input.fragment_rows)
+def _lay_out(job: Job, executor: Executor) -> tuple[Layout, Reading]:
+    """The corpus in fragments; reads the footers of the shards that no committed dataset knows."""
+    source, columns, location = job.config.input, job.config.input.columns(), job.corpus.location
+    shards = unknown_shards(job.corpus, job.holdings.manifest, columns, source.fragment_rows)
     if len(shards) == len(job.corpus.shards):  # the dataset's own shards have them
-        check_columns(location, shards, columns, most)
-    if len(shards) <= _FOOTERS_ON_DRIVER:
-        return read_footers(location, shards, columns, most), 0.0
-    from jobs.pipeline import read_footers_on_cluster
-
-    seconds = _connect(job.config)
-    return read_footers_on_cluster(location, shards, columns, most, job.config.compute), seconds
-
-
-def _lay_out(job: Job, footers: Sequence[Footer | BadShard]) -> tuple[Layout, Reading]:
-    source = job.config.input
-    layout = lay_out(job.corpus, job.holdings.manifest, footers, source.columns(), source.fragment_rows)
+        check_columns(location, shards, columns, source.max_fragment_bytes)
+    footers = executor.read_footers(location, shards, columns, source.max_fragment_bytes)
+    layout = lay_out(job.corpus, job.holdings.manifest, footers, columns, source.fragment_rows)
     if layout.bad_shards and source.on_bad_shard == "fail":
         first = "; ".join(f"{shard.path}: {shard.reason}" for shard in layout.bad_shards[:5])
         raise CorpusError(
             f"{len(layout.bad_shards)} of {len(job.corpus.shards)} shards cannot be read ({first}); "
             "mend them, or go on without them: input.on_bad_shard=skip"
         )
-    return layout, Reading(source.columns(), source.text_joiner, layout.carried, _long_text(job))
+    return layout, Reading(columns, source.text_joiner, layout.carried, _long_text(job))
 
 
-def _check_ids(job: Job, layout: Layout, reading: Reading, console: Console) -> tuple[Layout, float]:
-    """The layout without rows that repeat an id; and how long Ray took to start, where it was needed."""
-    source, seconds = job.config.input, 0.0
+def _without_repeats(job: Job, layout: Layout, reading: Reading, executor: Executor) -> Layout:
+    """The layout without rows that repeat an id."""
+    source = job.config.input
     scan = IdScan(
         corpus=job.corpus.location,
         output=job.store.location,
@@ -197,43 +181,29 @@ def _check_ids(job: Job, layout: Layout, reading: Reading, console: Console) -> 
         skip_bad_shards=source.on_bad_shard == "skip",
         max_fragment_bytes=source.max_fragment_bytes,
     )
-
-    def on_cluster(scan: IdScan) -> Iterator[dict[str, Any]]:
-        from jobs.joins import repeats_on_cluster
-
-        nonlocal seconds
-        seconds = _connect(job.config)
-        console.print(f"Comparing {scan.num_rows:,} ids")
-        return repeats_on_cluster(job.config.compute, scan)
-
-    repeated = repeated_ids(source.on_duplicate_id, scan, job.holdings.manifest, on_cluster)
-    return replace(layout, repeated_ids=repeated), seconds
+    repeated = repeated_ids(source.on_duplicate_id, scan, job.holdings.manifest, executor.compare_ids)
+    return replace(layout, repeated_ids=repeated)
 
 
-def _calibrate(job: Job, layout: Layout, reading: Reading, console: Console) -> tuple[Job, float]:
-    """The job with all the ranges that it needs; and how long Ray took to start, where it was needed."""
+def _calibrate(job: Job, layout: Layout, reading: Reading, executor: Executor) -> Job:
+    """The job with all the ranges that it needs."""
     views = [spec for spec in job.views if spec.view.task not in job.ranges]
     if job.config.encoder.precision != "int8" or not views:
-        return job, 0.0
+        return job
     fragments = fragments_of(job.corpus, layout, reading)
     if not fragments:
-        return job, 0.0
+        return job
     sample = sample_of(fragments, job.config.output.calibration_rows or CALIBRATION_ROWS)
     found = sample.ranges(views, job.holdings)
     missing = [spec for spec in views if spec.view.task not in found]
-    seconds = 0.0
     if missing:
-        from jobs.pipeline import calibrate_fragments
-
-        seconds = _connect(job.config)
-        console.print(f"Calibrating the ranges of int8 on {sum(sample.rows.values()):,} rows")
+        executor.start()
         with under_way():
-            run = replace(_run_spec(job, reading), views=tuple(missing), precision="float32")
-            bounds = calibrate_fragments(run, sample.work(missing), job.config.compute)
-            new = calibrated(bounds, sample, missing)
+            spec = replace(executor.spec(job, reading), views=tuple(missing), precision="float32")
+            new = calibrated(executor.calibrate(spec, sample.work(missing)), sample, missing)
             found |= {task: keep(job.store, record) for task, record in new.items()}
     specs, records = with_ranges(job.views, job.records, found)
-    return replace(job, views=specs, records=records, ranges={**job.ranges, **found}), seconds
+    return replace(job, views=specs, records=records, ranges={**job.ranges, **found})
 
 
 def _plan(job: Job, layout: Layout, reading: Reading) -> Plan:
@@ -268,16 +238,6 @@ def _check_chunks(job: Job, reading: Reading) -> None:
         )
 
 
-def _connect(config: JobConfig) -> float:
-    """Have a Ray with room for encoders; says how long it took."""
-    from jobs.cluster import connect
-
-    check_machine(config.compute)
-    started = time.monotonic()
-    connect(config.compute.ray_address, config.compute.num_cpus)
-    return time.monotonic() - started
-
-
 def _reject_limit(job: Job, plan: Plan) -> RejectLimit:
     """What the rejects of this run count against; those of the fragments that are there count already."""
     output = job.config.output
@@ -289,60 +249,12 @@ def _reject_limit(job: Job, plan: Plan) -> RejectLimit:
     return limit
 
 
-def _carry_over(job: Job, plan: Plan, spec: RunSpec, console: Console) -> tuple[Work, ...]:
-    """The work, after the vectors of texts that the dataset holds were brought to the fragments that want them."""
+def _carry_over(job: Job, plan: Plan, spec: RunSpec, executor: Executor) -> tuple[Work, ...]:
+    """The work, after the vectors of texts that the output holds were brought to the fragments that want them."""
     if not job.config.output.carry_over:
         return plan.work
-    from jobs.joins import carry_on_cluster
-
     carrying, rest = plan_carrying(plan, job.holdings, job.views, spec.reading)
-    if not carrying.work:
-        return rest
-    console.print(f"Looking for vectors to carry over in {len(carrying.parts):,} parts that fall away")
-    on_cluster = functools.partial(carry_on_cluster, job.config.compute)
-    return (*carry_over(spec, job.store, carrying, on_cluster), *rest)
-
-
-def _embed(
-    spec: RunSpec, work: Sequence[Work], config: JobConfig, tally: Tally, console: Console
-) -> Generator[Receipt, None, None]:
-    """Embed what is missing; yields the receipt of each fragment as it is done."""
-    from jobs.pipeline import embed_fragments
-
-    num_rows = sum(piece.fragment.num_rows for piece in work)
-    with (
-        ProgressLine(console, len(work), num_rows) as line,
-        contextlib.closing(embed_fragments(spec, work, config.compute)) as finished,
-    ):
-        for spent in finished:
-            tally.add(spent)
-            line.update(tally)
-            yield tally.receipts[-1]
-
-
-def _run_spec(job: Job, reading: Reading) -> RunSpec:
-    from jobs.cluster import choose_cores, choose_device
-
-    compute = job.config.compute
-    device = choose_device(compute)
-    return RunSpec(
-        corpus=job.corpus.location,
-        reading=reading,
-        skip_bad_shards=job.config.input.on_bad_shard == "skip",
-        protocol=job.protocol,
-        views=job.views,
-        device=device,
-        num_threads=choose_cores(compute) if device == "cpu" else None,
-        dtype=job.config.encoder.dtype,
-        precision=job.config.encoder.precision,
-        preflight=compute.preflight,
-        max_batch_tokens=compute.max_batch_tokens,
-        output=job.store.location,
-        compression_level=job.config.output.compression_level,
-        row_group_rows=job.config.output.row_group_rows,
-        max_fragment_bytes=job.config.input.max_fragment_bytes,
-        landmarks=job.landmarks,
-    )
+    return (*executor.carry_over(spec, job.store, carrying), *rest) if carrying.work else rest
 
 
 if __name__ == "__main__":

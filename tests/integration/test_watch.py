@@ -17,7 +17,7 @@ from ray.data.exceptions import SystemException
 from ray.exceptions import RayError
 
 from encoders.protocol import resolve_protocol
-from jobs import embed as job
+from jobs import executor
 from jobs.actors import Actor
 from jobs.cluster import connect
 from jobs.config import ComputeConfig
@@ -192,7 +192,7 @@ def test_a_footer_that_is_refused_on_the_cluster_is_told_as_it_is_here(
     pq.write_table(table, corpus / "b.parquet")
     arguments = arguments_for(model, corpus, tmp_path / "out")
     here = embed(*arguments)
-    monkeypatch.setattr(job, "_FOOTERS_ON_DRIVER", 0)
+    monkeypatch.setattr(executor, "_FOOTERS_ON_DRIVER", 0)
     there = embed(*arguments)
     assert (there.exit_code, there.stderr) == (here.exit_code, here.stderr)
     assert here.exit_code == 1
