@@ -99,7 +99,7 @@ def run_rival(python: str, way: str, corpus: Path, output: Path, model: str, cor
 
 
 def run_job(
-    corpus: Path, output: Path, model: str, cores: int, dtype: str, cpus_per_actor: int | None
+    corpus: Path, output: Path, model: str, cores: int, dtype: str = "auto", cpus_per_actor: int | None = None
 ) -> dict[str, Any]:
     """The summary of one run of the job."""
     places = ("--input", str(corpus), "--output", str(output), "--model", model)

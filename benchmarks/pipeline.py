@@ -14,27 +14,18 @@ until the encoders were there, rows per second while all of them worked, and wha
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
-import os
-import pickle
 import statistics
-import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-from ray._private import services
-from ray.cluster_utils import Cluster
+from pretended import cluster, sleeping
+from usage import watched
 
 from encoders.protocol import Protocol, resolve_protocol
 from encoders.tasks import view_of
@@ -52,7 +43,6 @@ from jobs.storage import Location, open_store
 
 COLUMNS = Columns("id", ("text",), ())
 FRAGMENTS_PER_SHARD = 50
-SPARE_CPUS = 4  # of each pretended node, beside one for each encoder: for readers and writers
 
 
 def main() -> None:
@@ -91,7 +81,7 @@ def main() -> None:
             f"takes an encoder {seconds_per_token * args.fragment_rows * (args.words + 2):.2f} s",
             flush=True,
         )
-        with cluster(args.nodes, args.gpus) as add_node, watched() as usage:
+        with cluster(args.nodes, args.gpus) as add_node, watched(every=10) as usage:
             actors = (Read, sleeping(seconds_per_token, protocol.dim), Write)
             started = time.time()
             spent: list[dict[str, Any]] = []
@@ -102,84 +92,9 @@ def main() -> None:
                 if args.late_after is not None and not joined and time.time() - started > args.late_after:
                     joined.append((add_node(), time.time()))
             report(spent, started, time.time(), joined, args.fragment_rows)
-        print(", ".join(f"{what} {value:,.1f}" for what, value in usage.items()))
-
-
-def sleeping(seconds_per_token: float, dim: int) -> type:
-    """The encoder's actor with a forward pass that sleeps."""
-
-    class Sleeping:
-        def __init__(self, run: bytes) -> None:
-            self._born = time.time()
-            # In this process only, and before the stage imports them: they import torch, of which 64 do not fit here.
-            for name, content in stand_ins(seconds_per_token, dim).items():
-                sys.modules[name] = content
-            from jobs.encode import EncodeFragment
-
-            self._stage = EncodeFragment(pickle.loads(run))
-            self._node = ray.get_runtime_context().get_node_id()
-
-        def __call__(self, row: pa.Table) -> pa.Table:
-            began = time.time()
-            encoded = self._stage(row)
-            for name, value in (("node", self._node), ("born", self._born), ("began", began)):
-                encoded = encoded.append_column(name, [[value]])
-            return encoded
-
-    return Sleeping
-
-
-def stand_ins(seconds_per_token: float, dim: int) -> dict[str, ModuleType]:
-    """What the encoder's stage imports of torch, without torch."""
-    import numpy as np
-
-    vectors = np.random.default_rng(0).standard_normal((1, dim), np.float32)
-    nothing = np.empty(0, np.int64)
-
-    class Encoder:
-        adapter = None
-        budget_halved = False
-        why_padded = ""
-        device = SimpleNamespace(type="cpu")
-        number_format = "float32"
-        max_batch_tokens = 2048
-
-        @classmethod
-        def load(cls, *_: Any, **__: Any) -> Encoder:
-            return cls()
-
-        def use_adapter(self, _: str | None) -> None:
-            pass
-
-        def encode_what_fits(self, texts: Any) -> Any:
-            time.sleep(seconds_per_token * len(texts.token_ids))
-            made = np.repeat(vectors, len(texts.lengths), axis=0)
-            return SimpleNamespace(vectors=made, num_padding=0, lost=nothing)
-
-    class Proof:
-        cosine, compared_with = 1.0, ""
-
-        def __init__(self, _: Encoder) -> None:
-            pass
-
-        def close(self) -> None:
-            pass
-
-    def module(name: str, **members: object) -> ModuleType:
-        made = ModuleType(name)
-        vars(made).update(members)
-        return made
-
-    modules = (
-        module("encoders.encoder", Encoder=Encoder),
-        module(
-            "encoders.finishing",
-            cast=lambda vectors, precision: vectors.astype(precision),
-            unstorable=lambda *_: nothing,
-        ),
-        module("encoders.preflight", Preflight=Proof),
-    )
-    return {one.__name__: one for one in modules}
+        print(
+            f"{usage.most_processes} processes, {usage.most_bytes / 2**30:.1f} GiB, {usage.busy_cores:.1f} cores busy"
+        )
 
 
 def write_corpus(folder: Path, num_rows: int, fragment_rows: int, words: int) -> None:
@@ -219,63 +134,6 @@ def prepare(folder: str, protocol: Protocol, fragment_rows: int) -> tuple[RunSpe
         row_group_rows=10_000,
     )
     return run, make_plan(corpus, layout, run.reading, [spec], take_stock(open_store(output)))
-
-
-@contextlib.contextmanager
-def cluster(nodes: int, gpus: int) -> Iterator[Callable[[], str]]:
-    """Ray nodes on this machine; gives what adds one more and says its id."""
-    started = time.monotonic()
-    # Only this machine reaches it: who reaches a Ray without a token runs code there.
-    common = {"node_ip_address": "127.0.0.1", "object_store_memory": 150 * 2**20}
-    size = {"num_cpus": gpus + SPARE_CPUS, "num_gpus": gpus, **common}
-    # Ray would take 127.0.0.1 for the address of its network card.
-    services.get_node_ip_address = lambda *_: "127.0.0.1"
-    head = {"num_cpus": 0, "include_dashboard": False, **common}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(nodes):
-            made.add_node(wait=False, **size)
-        made.wait_for_nodes()
-        ray.init(
-            address=made.address,
-            _node_ip_address="127.0.0.1",
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-        print(f"cluster ready after {time.monotonic() - started:.1f} s", flush=True)
-        yield lambda: str(made.add_node(**size).node_id)
-    finally:
-        ray.shutdown()
-        made.shutdown()
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[dict[str, float]]:
-    """This machine's load, and the memory of this process and all that it has started (shared pages count once)."""
-    usage = {"processes": 0.0, "GiB": 0.0, "CPUs busy": 0.0}
-    ended = threading.Event()
-    loads: list[float] = []
-
-    def watch() -> None:
-        psutil.cpu_percent()
-        while not ended.wait(10):  # a look at them all costs a core for a second
-            loads.append(psutil.cpu_percent() / 100 * (os.cpu_count() or 1))
-            family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-            sizes = []
-            for process in family:
-                with contextlib.suppress(psutil.Error):
-                    sizes.append(process.memory_full_info().pss)
-            usage["processes"] = max(usage["processes"], len(family))
-            usage["GiB"] = max(usage["GiB"], sum(sizes) / 2**30)
-            usage["CPUs busy"] = statistics.median(loads)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield usage
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def report(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -28,7 +29,10 @@ def test_growth_goes_through_all_phases_and_the_rerun_finds_nothing_to_do() -> N
     assert "compare" in rows[-1]
 
 
-def test_each_reindex_has_its_share_of_the_texts_changed_and_of_the_rows_deleted(tmp_path: Path) -> None:
+def test_each_reindex_has_its_share_of_the_texts_changed_and_of_the_rows_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     names = runpy.run_path(str(REPOSITORY / "benchmarks" / "reindex.py"))
     seen: list[dict[str, str]] = []
 
