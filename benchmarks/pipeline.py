@@ -20,6 +20,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
+from string import ascii_lowercase
 from typing import Any
 
 import pyarrow as pa
@@ -62,6 +64,12 @@ def main() -> None:
     parser.add_argument("--fragment-rows", type=int, default=1000)
     parser.add_argument("--words", type=int, default=14, help="of a text (default 14)")
     parser.add_argument(
+        "--spread",
+        type=int,
+        default=1,
+        help="words of the longest texts to those of the shortest (default 1)",
+    )
+    parser.add_argument(
         "--late-after", type=float, help="seconds until one more node joins (default: none does)"
     )
     args = parser.parse_args()
@@ -70,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pipeline") as folder:
         protocol = resolve_protocol(args.model)
         num_rows = args.rows_per_second * args.seconds
-        write_corpus(Path(folder, "corpus"), num_rows, args.fragment_rows, args.words)
+        write_corpus(Path(folder, "corpus"), num_rows, args.fragment_rows, args.words, args.spread)
         run, plan = prepare(folder, protocol, args.fragment_rows)
         compute = ComputeConfig(
             device="cuda", min_actors=args.least, max_actors=most, tokenize_concurrency=args.readers
@@ -97,14 +105,19 @@ def main() -> None:
         )
 
 
-def write_corpus(folder: Path, num_rows: int, fragment_rows: int, words: int) -> None:
-    """Shards of several row groups, each of which becomes a fragment."""
+def write_corpus(folder: Path, num_rows: int, fragment_rows: int, words: int, spread: int) -> None:
+    """Shards of several row groups, each of which becomes a fragment, whose texts are all of one length."""
     folder.mkdir()
-    text = " ".join(["word"] * words)
+    random = Random(0)
+    shortest = 2 * words / (1 + spread)
     rows = FRAGMENTS_PER_SHARD * fragment_rows
     for first in range(0, num_rows, rows):
         ids = range(first, min(first + rows, num_rows))
-        table = pa.table({"id": ids, "text": [text] * len(ids)})
+        texts: list[str] = []
+        while len(texts) < len(ids):
+            length = round(random.uniform(shortest, spread * shortest))
+            texts += [" ".join(random.choices(ascii_lowercase, k=length))] * fragment_rows
+        table = pa.table({"id": ids, "text": texts[: len(ids)]})
         pq.write_table(table, folder / f"shard-{first:09}.parquet", row_group_size=fragment_rows)
 
 

@@ -1,4 +1,8 @@
-"""Small fragments taken in hand together: what Ray does for a block takes longer than a tiny fragment itself.
+"""In which order fragments are embedded, and which of them are taken in hand together.
+
+The largest come first: else some encoders have large ones in hand at the end, when the others find none.
+
+What Ray does for a block takes longer than a tiny fragment itself, so a block holds several small ones.
 
 Of 1,500 shards of one row each, a fragment a block took more than 50 ms each; together, 46 ms on a busy machine, nearly
 all of it the encoder's own (benchmarks/LOG.md). A fragment stays what it is and has its own receipt; a block that is
@@ -18,11 +22,11 @@ _LEAST_BLOCKS = 256
 
 
 def blocks_of(work: Sequence[Work]) -> Iterator[list[Work]]:
-    """All of the work in its order; a fragment of more rows than a block should hold goes alone."""
+    """All of the work, what takes longest first; a fragment of more rows than a block should hold goes alone."""
     most = min(MOST_FRAGMENTS, max(1, len(work) // _LEAST_BLOCKS))
     block: list[Work] = []
     num_rows = 0
-    for piece in work:
+    for piece in sorted(work, key=_size, reverse=True):
         if len(block) == most or num_rows + piece.fragment.num_rows > MOST_ROWS:
             if block:
                 yield block
@@ -31,3 +35,8 @@ def blocks_of(work: Sequence[Work]) -> Iterator[list[Work]]:
         num_rows += piece.fragment.num_rows
     if block:
         yield block
+
+
+def _size(work: Work) -> tuple[bool, int]:
+    """Grows with how long it takes; of a fragment with vectors carried over most texts need no encoding."""
+    return work.carried is None, work.fragment.num_bytes * len(work.parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,18 +14,28 @@ from jobs.run_spec import Work
 
 
 def work_of(sizes: list[int]) -> list[Work]:
-    """A fragment of each number of rows."""
+    """A fragment of each number of rows, and of as many bytes."""
     shard = Shard("a.parquet", "1", 1)
     return [
-        Work(Fragment(f"{number:032}", shard, 0, 1, 0, rows, 1), {"a view": f"part-{number}"})
+        Work(Fragment(f"{number:032}", shard, 0, 1, 0, rows, rows), {"a view": f"part-{number}"})
         for number, rows in enumerate(sizes)
     ]
 
 
 @given(st.lists(st.integers(1, 2 * MOST_ROWS), max_size=3000))
-def test_all_the_work_is_in_the_blocks_once_and_in_its_order(sizes: list[int]) -> None:
+def test_all_the_work_is_in_the_blocks_once_the_largest_first_and_equal_ones_in_their_order(
+    sizes: list[int],
+) -> None:
     work = work_of(sizes)
-    assert [piece for block in blocks_of(work) for piece in block] == work
+    done = [piece for block in blocks_of(work) for piece in block]
+    assert done == sorted(work, key=lambda piece: -piece.fragment.num_bytes)
+
+
+def test_more_views_are_more_work_and_vectors_that_are_there_less() -> None:
+    small, large = work_of([10, 15])
+    twice = replace(small, parts={"a view": "a", "another": "b"})
+    carried = replace(large, carried="a file")
+    assert list(blocks_of([carried, small, large, twice])) == [[twice], [large], [small], [carried]]
 
 
 @given(st.lists(st.integers(1, 2 * MOST_ROWS), max_size=3000))
