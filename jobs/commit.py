@@ -8,7 +8,7 @@ that of the run that committed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jobs.errors import AccountingError, OutputBusyError
 from jobs.holdings import lost_files
@@ -79,13 +79,16 @@ def _check_accounts(plan: Plan, receipts: Sequence[Receipt]) -> None:
         )
 
 
-def publish(store: Store, manifest: Manifest, *, replacing: str | None) -> str:
+def publish(
+    store: Store, manifest: Manifest, *, replacing: str | None, confirm: Callable[[], None] | None = None
+) -> str:
     """Replace the manifest, after a look that the files it names are there; returns the version of its file.
 
     Args:
         store: The output.
         manifest: Of the dataset as it should be.
         replacing: Version of the manifest that this run took stock of; None: there was none.
+        confirm: Raises if the output is not this run's any more.
 
     Raises:
         AccountingError: A file is missing or of another size.
@@ -97,16 +100,27 @@ def publish(store: Store, manifest: Manifest, *, replacing: str | None) -> str:
             "Is another run using it, or is a local path not the same folder on every machine? Run the same command "
             "again"
         )
-    return go_live(store, manifest, replacing=replacing)
+    return go_live(store, manifest, replacing=replacing, confirm=confirm)
 
 
-def go_live(store: Store, manifest: Manifest, *, replacing: str | None) -> str:
+def go_live(
+    store: Store, manifest: Manifest, *, replacing: str | None, confirm: Callable[[], None] | None = None
+) -> str:
     """Let a manifest take the place of the live one, which is kept aside; returns the version of its file.
+
+    Args:
+        store: The output.
+        manifest: All of whose files were there a moment ago.
+        replacing: Version of the live one.
+        confirm: Raises if the output is not this run's any more. Asked last of all: another run that had it since that
+            moment may have removed files, and left the live manifest as it was.
 
     Raises:
         OutputBusyError: The live one is not the version that it was to replace.
     """
     keep_aside(store)
+    if confirm is not None:
+        confirm()
     version = store.swap(MANIFEST, content_of(manifest), replacing)
     if version is None:
         raise OutputBusyError(

@@ -68,18 +68,24 @@ def _check_pages(
     columns = [
         parquet.metadata.row_group(group).column(leaf) for group in _groups(fragment) for leaf in leaves
     ]
+    left.check(sum(column.total_compressed_size for column in columns))
     largest = total = 0
     for column, chunk in zip(columns, source.hold([_range_of(column) for column in columns]), strict=True):
-        pages = list(pages_in(chunk))
-        num_values = sum(page.num_values or 0 for page in pages)
-        if num_values != column.num_values:
+        num_values = num_pages = 0
+        for page in pages_in(chunk):
+            num_pages += 1
+            num_values += page.num_values or 0
+            largest = max(largest, page.num_bytes)
+            total += page.num_bytes
+            # One of them may be a dictionary; and pages of nothing would have no end.
+            if num_values > column.num_values or num_pages > column.num_values + 2:
+                break
+        if num_values != column.num_values or num_pages > column.num_values + 2:
             raise CorpusError(
-                f"shard {fragment.shard.path!r}: the pages of column {quoted(column.path_in_schema)} hold "
-                f"{num_values} values in one of {_row_groups(fragment)}, and the footer says {column.num_values}; "
-                f"{_MEND}"
+                f"shard {fragment.shard.path!r}: the pages of column {quoted(column.path_in_schema)} hold {num_values} "
+                f"values in {num_pages} pages, as far as they were read, in one of {_row_groups(fragment)}, and the "
+                f"footer says {column.num_values}; {_MEND}"
             )
-        largest = max([largest, *(page.num_bytes for page in pages)])
-        total += sum(page.num_bytes for page in pages)
     left.check(total)
     return largest
 

@@ -156,9 +156,21 @@ def repeats(keys: pa.Table, limit: int | None) -> pa.Table:
 
 
 def repeated_ids(
-    mode: OnDuplicateId, scan: IdScan, manifest: Manifest | None, on_cluster: OnCluster
+    mode: OnDuplicateId,
+    scan: IdScan,
+    manifest: Manifest | None,
+    on_cluster: OnCluster,
+    *,
+    is_made: Callable[[], bool] = lambda: False,
 ) -> Mapping[str, str] | None:
     """Rows whose id an earlier row has, as ranges, by fragment; as the manifest is to have it.
+
+    Args:
+        mode: See the configuration.
+        scan: The corpus.
+        manifest: The committed dataset.
+        on_cluster: Does the scan where it is large.
+        is_made: Whether every part of the corpus is there, so that nothing is going to be embedded.
 
     Raises:
         CorpusError: There are some, and `mode` is `fail`; or a shard cannot be read.
@@ -168,8 +180,8 @@ def repeated_ids(
         return None if known else known  # rather what was known than another manifest of the same dataset
     if known is not None and (mode == "keep_first" or not known):
         return known
-    if mode == "fail" and known is None and manifest is not None and _all_held(scan, manifest):
-        return None  # nothing is going to be embedded
+    if mode == "fail" and manifest is not None and _all_held(scan, manifest) and is_made():
+        return None
     looked_at, found = _look(replace(scan, limit=NUM_NAMED if mode == "fail" else None), manifest, on_cluster)
     if mode == "fail":
         _refuse(looked_at, found, scan.num_rows)

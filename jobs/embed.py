@@ -124,6 +124,7 @@ def _nothing_left_of_a_refusal(job: Job, lease: Lease) -> Iterator[None]:
 
 def _make(job: Job, executor: Executor, lease: Lease, console: Console, started: float) -> dict[str, Any]:
     """Make the output of a job whose corpus is listed and whose stock is taken; returns the summary."""
+    job.store.delete(job.holdings.void_records())
     layout, reading = _lay_out(job, executor)
     with _nothing_left_of_a_refusal(job, lease):
         layout = _without_repeats(job, layout, reading, executor)
@@ -181,7 +182,13 @@ def _without_repeats(job: Job, layout: Layout, reading: Reading, executor: Execu
         skip_bad_shards=source.on_bad_shard == "skip",
         max_fragment_bytes=source.max_fragment_bytes,
     )
-    repeated = repeated_ids(source.on_duplicate_id, scan, job.holdings.manifest, executor.compare_ids)
+    repeated = repeated_ids(
+        source.on_duplicate_id,
+        scan,
+        job.holdings.manifest,
+        executor.compare_ids,
+        is_made=lambda: not make_plan(job.corpus, layout, reading, job.views, job.holdings).work,
+    )
     return replace(layout, repeated_ids=repeated)
 
 

@@ -56,8 +56,7 @@ def finish(
             _sweep(job, held, job.holdings.version, lease)
         return held, nothing_changed(held)
     changes = report_changes(job.store, job.holdings, manifest, functools.partial(_compare, job.config))
-    lease.confirm()
-    version = publish(job.store, manifest, replacing=job.holdings.version)
+    version = publish(job.store, manifest, replacing=job.holdings.version, confirm=lease.confirm)
     _sweep(job, manifest, version, lease)
     return manifest, changes
 

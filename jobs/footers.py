@@ -29,6 +29,7 @@ from jobs.threads import in_threads
 _ID_TYPES = "an integer, a string or binary (also as a dictionary)"
 _TEXT_TYPES = "a string, binary or null (also as a dictionary)"
 _NULL = "null"
+_FIXED = "FIXED_LEN_BYTE_ARRAY"
 _VALUE_BYTES = {"INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
 # What the columns of a fragment may take, unless the configuration says otherwise.
 MAX_FRAGMENT_BYTES = 2_000_000_000
@@ -187,7 +188,8 @@ def _footer(
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         parts = [group.column(leaf).total_compressed_size for leaf in leaves]
-        decoded = [_decoded_bytes(group.column(leaf)) for leaf in leaves]
+        decoded = [_decoded_bytes(group.column(leaf), metadata.schema.column(leaf)) for leaf in leaves]
+        in_rows = group.num_rows * sum(_row_bytes(schema.field(name).type) for name in wanted.names)
         if group.num_rows < 0 or min(*parts, *decoded) < 0:
             return BadShard(shard.path, f"the footer lies: negative counts in row group {index}")
         # Readers stop at the group's rows, so values beyond them would be lost in silence.
@@ -195,10 +197,10 @@ def _footer(
             return BadShard(
                 shard.path, f"the footer lies: row group {index} has columns of other lengths than its own"
             )
-        if sum(decoded) > max_fragment_bytes:
+        if (num_bytes := max(sum(decoded), in_rows)) > max_fragment_bytes:
             return BadShard(
                 shard.path,
-                f"row group {index} takes {sum(decoded):,} bytes in memory, and input.max_fragment_bytes allows "
+                f"row group {index} takes {num_bytes:,} bytes in memory, and input.max_fragment_bytes allows "
                 f"{max_fragment_bytes:,}: raise it, or write smaller row groups",
             )
         rows.append(group.num_rows)
@@ -252,10 +254,24 @@ def _wrong_type(shard: Shard, role: str, name: str, given: pa.DataType, allowed:
     )
 
 
-def _decoded_bytes(column: pq.ColumnChunkMetaData) -> int:
+def _decoded_bytes(column: pq.ColumnChunkMetaData, declared: pq.ColumnSchema) -> int:
     """What a column takes, at the least: of nulls and of numbers from a dictionary, next to nothing is in the file."""
-    num_bytes = _VALUE_BYTES.get(column.physical_type, 0) * column.num_values
-    return -1 if column.num_values < 0 else max(num_bytes, column.total_uncompressed_size)
+    width = declared.length if column.physical_type == _FIXED else _VALUE_BYTES.get(column.physical_type, 0)
+    return -1 if column.num_values < 0 else max(width * column.num_values, column.total_uncompressed_size)
+
+
+def _row_bytes(kind: pa.DataType) -> int:
+    """What a row takes whatever it holds: for Parquet a null list of fixed size is one value, for Arrow all of them.
+
+    Below a list of any length it is not known how many there are.
+    """
+    if pt.is_fixed_size_list(kind):
+        return int(kind.list_size) * _row_bytes(kind.value_type)
+    if pt.is_struct(kind):
+        return sum(_row_bytes(kind.field(index).type) for index in range(kind.num_fields))
+    if pt.is_primitive(kind) or pt.is_fixed_size_binary(kind):
+        return int(kind.bit_width) // 8
+    return 0
 
 
 def leaves_of(schema: pa.Schema, wanted: Sequence[str]) -> list[int]:

@@ -13,7 +13,7 @@ How many are kept is up to the runs (output.keep_manifests).
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -71,8 +71,8 @@ def _answer(options: Mapping[str, Any], console: Console) -> Answer:
     store = open_store(Location(options["output"], options["endpoint_url"]))
     if options["rollback"] is None:
         return Answer(show_history(store, console))
-    with held_lease(store, lambda text: console.print(text, markup=False, highlight=False)):
-        return Answer(roll_back(store, options["rollback"], console))
+    with held_lease(store, lambda text: console.print(text, markup=False, highlight=False)) as lease:
+        return Answer(roll_back(store, options["rollback"], console, confirm=lease.confirm))
 
 
 def show_history(store: Store, console: Console) -> dict[str, Any]:
@@ -110,11 +110,12 @@ def _entry(kept: str, manifest: Manifest, *, is_live: bool) -> dict[str, Any]:
     }
 
 
-def roll_back(store: Store, wanted: str, console: Console) -> dict[str, Any]:
+def roll_back(store: Store, wanted: str, console: Console, *, confirm: Callable[[], None]) -> dict[str, Any]:
     """Make an earlier manifest live; returns the summary.
 
     Raises:
         OutputError: There is no such manifest, or files of its dataset are gone.
+        OutputBusyError: Another run has the output by now: `confirm` says so.
     """
     live, version = find_live(store)
     kept = find_kept(store, wanted, live)
@@ -126,7 +127,7 @@ def roll_back(store: Store, wanted: str, console: Console) -> dict[str, Any]:
             f"should have {file.num_bytes} bytes, not {found}; what was live is live. Put them back, or go to another"
         )
     restored = manifest.model_copy(update={"committed_at": next_commit_time(live)})
-    go_live(store, restored, replacing=version)
+    go_live(store, restored, replacing=version, confirm=confirm)
     console.print(f"{kept} is live again, as {id_of(restored)}; {id_of(live)} is kept aside")
     return {
         "output": store.location.uri,

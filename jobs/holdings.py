@@ -16,7 +16,7 @@ from jobs.errors import OutputError
 from jobs.files import kind_of
 from jobs.manifests import ids_among, read_all_kept
 from jobs.record_files import find_manifest, parse_ranges, parse_receipt
-from jobs.records import FileRecord, Manifest, RangesRecord, Receipt, ViewRecord
+from jobs.records import FileRecord, Manifest, RangesRecord, Receipt, ViewRecord, receipt_path
 from jobs.storage import Store
 from jobs.threads import in_threads
 
@@ -58,9 +58,16 @@ class Holdings:
         return {
             part.path: receipt
             for receipt in self.receipts
-            if all(self.files.get(file.path) == file.num_bytes for file in receipt.files())
+            if self._has_files_of(receipt)
             for part in receipt.parts.values()
         }
+
+    def void_records(self) -> list[str]:
+        """Paths of loose receipts of which a file is gone or another: what is made again has other bytes, maybe."""
+        return [receipt_path(one.id) for one in self.loose if not self._has_files_of(one)]
+
+    def _has_files_of(self, receipt: Receipt) -> bool:
+        return all(self.files.get(file.path) == file.num_bytes for file in receipt.files())
 
 
 def take_stock(store: Store) -> Holdings:
@@ -92,10 +99,13 @@ def _read_all(store: Store, paths: Sequence[str], parse: Callable[[bytes, str], 
     if not paths:
         return ()
 
-    def read(path: str) -> R:
-        return parse(store.read(path), f"{store.location.uri}/{path}")
+    def read(path: str) -> R | None:
+        try:
+            return parse(store.read(path), f"{store.location.uri}/{path}")
+        except FileNotFoundError:  # a run that has the output clears up, while this one only looks
+            return None
 
-    return tuple(in_threads(read, paths, _READ_THREADS))
+    return tuple(one for one in in_threads(read, paths, _READ_THREADS) if one is not None)
 
 
 def lost_files(store: Store, manifest: Manifest) -> list[tuple[FileRecord, int | None]]:

@@ -12,8 +12,8 @@ as it is told to, and takes over
 so clocks that differ delay a takeover and never cause one. A run that has lost its lease (it was suspended, or cut off
 from the store) stops before it commits or removes anything, for it looks each time. Between that look and the deed it
 may be suspended too, and no lease can help there: a late commit finds another manifest than it took stock of, and
-loses; parts are created once; what a late removal can take with it `jobs.sweep` says; and a late giving back makes the
-next holder stop as if it had lost its lease.
+loses; parts are created once; what is left, where a removal is late, or a commit and nobody else had any, `jobs.sweep`
+says; and a late giving back makes the next holder stop as if it had lost its lease.
 """
 
 from __future__ import annotations

@@ -36,6 +36,11 @@ IDS = "_ids"
 MANIFESTS = "_manifests"
 
 
+def receipt_path(receipt: str) -> str:
+    """Where a receipt is that no manifest holds yet."""
+    return f"{RECEIPTS}/{receipt}.json"
+
+
 def bits_path(fragment: str) -> str:
     """Where the bits of a fragment's ids are."""
     return f"{IDS}/{fragment}.bits"

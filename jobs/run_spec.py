@@ -16,11 +16,12 @@ from encoders.quantization import QUANTIZED, Ranges
 from encoders.space import Space, digest
 from encoders.tasks import View
 from jobs.encoder_section import Dtype
-from jobs.errors import StorageError
+from jobs.errors import FileChangedError, StorageError
 from jobs.footers import MAX_FRAGMENT_BYTES
 from jobs.fragments import Fragment
 from jobs.rows import Reading
 from jobs.storage import Location
+from jobs.storage_failures import REST
 
 # Of a run, that workers die of; finding one takes minutes where models are large.
 MOST_DEADLY_ROWS = 100
@@ -110,10 +111,16 @@ class RunSpec:
 
         Raises:
             StorageError: They are not. A writer would make parts that nobody finds.
+            FileChangedError: They are not, or the corpus is another one since it was listed: only the driver can tell.
         """
         for group in self.landmarks:
-            if not any(Path(path).exists() for path in group):
-                raise StorageError(other_disk(group[0]))
+            if any(Path(path).exists() for path in group):
+                continue
+            if group[0].startswith(f"{self.corpus.uri}/") and Path(self.corpus.uri).is_dir():
+                raise FileChangedError(
+                    f"{other_disk(group[0])}; or all of the corpus was written anew since it was listed: {REST}"
+                )
+            raise StorageError(other_disk(group[0]))
 
     @property
     def encoded_precision(self) -> str:

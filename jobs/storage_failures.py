@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, NoCredentialsError  # type: ignor
 from s3fs.core import S3_RETRYABLE_ERRORS
 from s3fs.utils import FileExpired
 
-from jobs.errors import FileChangedError, StorageError
+from jobs.errors import ConfigurationError, FileChangedError, StorageError
 
 REST = "let the files rest while a job reads them, and run the same command again"
 _FAILURES = (OSError, BotoCoreError, *S3_RETRYABLE_ERRORS)
@@ -38,6 +38,7 @@ def reported(action: str, uri: str, *, missing: bool = False) -> Iterator[None]:
     Raises:
         StorageError: Any failure of the disk, the network or the service.
         FileChangedError: The file was replaced while it was open.
+        ConfigurationError: The service's endpoint cannot be one.
         FileNotFoundError: Only with `missing`.
     """
     try:
@@ -46,6 +47,14 @@ def reported(action: str, uri: str, *, missing: bool = False) -> Iterator[None]:
         if missing and service_code(error) != "NoSuchBucket":
             raise FileNotFoundError(errno.ENOENT, "no such file", uri) from error
         raise StorageError(_message(action, uri, error)) from error
+    except ValueError as error:
+        if not (uri.startswith("s3://") and "endpoint" in str(error)):
+            raise
+        # Without its cause, which quotes what was given, a key in it too.
+        raise ConfigurationError(
+            f"could not {action} {redacted(uri)}: the endpoint is no URL; give http://host:port or https://host, by "
+            "endpoint_url of the input or output, AWS_ENDPOINT_URL, or the profile"
+        ) from None
     except _FAILURES as error:
         kind = FileChangedError if isinstance(error, FileExpired) else StorageError
         raise kind(_message(action, uri, error)) from error

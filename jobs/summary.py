@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.changes import KINDS, Changes
 from jobs.plan import Plan
@@ -175,7 +176,7 @@ def _print_table(console: Console, title: str, lines: Mapping[str, str]) -> None
     table.add_column()
     table.add_column(overflow="fold")  # of a prompt every byte counts
     for name, value in lines.items():
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))  # of a prompt or a path, nothing is markup
     console.print(table)
 
 

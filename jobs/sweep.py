@@ -17,7 +17,9 @@ manifest goes before its files, so that none is left whose files are gone; a swe
 Only the run that has the output may remove anything, and what is live must be its own. Both are looked at before every
 `_BATCH` files, behind the listing: so whatever is removed was there before anybody else had the output. What is left
 is the batch in flight of a run that is suspended in it for as long as it takes to be taken for dead, and then wakes. It
-may remove orphans that the next run has found and counts on; that run's own new parts were not there to be listed.
+may remove orphans that the next run has found and counts on; that run's own new parts were not there to be listed. And
+a commit of a run that is suspended just so long before its last request may name orphans that the next run removed,
+if that one had nothing to commit. `jobs.verify` finds either, and the next run makes what is missing.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from jobs.errors import OutputBusyError
 from jobs.files import kind_of
 from jobs.holdings import Holdings
 from jobs.manifests import digest_of, earlier, id_of, ids_among, path_of, read_all_kept
-from jobs.records import CHANGES, MANIFEST, RANGES, RECEIPTS, Manifest, bits_path
+from jobs.records import CHANGES, MANIFEST, RANGES, Manifest, bits_path, receipt_path
 from jobs.storage import Store
 
 _SECONDS_OF_HOUR = 3600
@@ -128,6 +130,6 @@ def _paths(manifest: Manifest) -> set[str]:
 def _committed(live: Manifest) -> Iterator[str]:
     """Records of attempts whose content the manifest holds."""
     for receipt in live.receipts:
-        yield f"{RECEIPTS}/{receipt.id}.json"
+        yield receipt_path(receipt.id)
     for ranges in live.ranges.values():
         yield f"{RANGES}/{ranges.sample}.json"

@@ -19,9 +19,9 @@ from jobs.carried import CarriedVectors, Embedded
 from jobs.errors import OutputError
 from jobs.parquet import open_plain
 from jobs.parts import file_record, part_bytes, part_table
-from jobs.records import RECEIPTS, REJECTS, FileRecord, PartRecord, Receipt
+from jobs.records import REJECTS, FileRecord, PartRecord, Receipt, receipt_path
 from jobs.run_spec import RunSpec, ViewSpec, Work
-from jobs.sections import CHUNK_INDEX
+from jobs.sections import CHUNK_COLUMNS, CHUNK_INDEX
 from jobs.storage import open_store
 
 
@@ -67,7 +67,7 @@ class Writer:
             take=work.fragment.take,
         )
         content = receipt.model_dump_json().encode()
-        self._store.create(receipt_path(work), content)
+        self._store.create(receipt_path(receipt.id), content)
         num_carried = (len(sources) - sources.null_count) * len(parts)
         cells = {
             "receipt": content,
@@ -84,13 +84,20 @@ class Writer:
             compression_level=self._run.compression_level,
             row_group_rows=self._run.row_group_rows,
         )
-        stored = self._create(work.parts[str(spec.view)], content, table.num_rows)
+        stored = self._create(work.parts[str(spec.view)], content, self._decided(table))
         return PartRecord(
             **stored.model_dump(),
             num_rows=table.num_rows,
             num_tokens=int(np.sum(embedded.num_tokens.to_numpy(), dtype=np.int64)),
             num_truncated=int(np.sum(embedded.truncated.to_numpy())),
             num_chunked=self._num_chunked(rows),
+        )
+
+    def _decided(self, table: pa.Table) -> pa.Table:
+        """What says which rows these are, and what the model saw of them."""
+        chunk = [name for name in CHUNK_COLUMNS if name in table.column_names]
+        return table.select(
+            [self._run.reading.columns.id_column, *chunk, "num_tokens", "truncated", "text_hash"]
         )
 
     def _embedded(self, vectors: pa.Table, key: int, spec: ViewSpec) -> Embedded:
@@ -112,31 +119,34 @@ class Writer:
         sink = pa.BufferOutputStream()
         pq.write_table(rejects, sink, compression="zstd")
         path = "/".join(filter(None, [REJECTS, work.fragment.shard.partitions, f"rejects-{work.id}.parquet"]))
-        return self._create(path, sink.getvalue().to_pybytes(), rejects.num_rows)
+        return self._create(path, sink.getvalue().to_pybytes(), rejects.select(["row", "reason"]))
 
-    def _create(self, path: str, content: bytes, num_rows: int) -> FileRecord:
+    def _create(self, path: str, content: bytes, same: pa.Table) -> FileRecord:
         """Create a file once; where an earlier attempt was first, the record is of its file, not of ours.
 
-        The two may differ in the last bits of a vector (another batch size, another kind of machine).
+        The two may differ in the last bits of a vector (another batch size, another kind of machine), and in nothing
+        else: a machine with less memory may have rejected other rows.
+
+        Args:
+            path: Of the file.
+            content: Its bytes.
+            same: Its columns that do not depend on the machine.
         """
         if self._store.create(path, content):
             return file_record(path, content)
         existing = self._store.read(path)
-        if existing != content and _num_rows(existing) != num_rows:
+        if existing != content and not _holds(existing, same):
             raise OutputError(
-                f"{self._run.output.uri}/{path} exists and does not hold the {num_rows} rows that belong there; "
+                f"{self._run.output.uri}/{path} exists and does not hold the {same.num_rows} rows that belong there; "
                 "remove it and run again"
             )
         return file_record(path, existing)
 
 
-def receipt_path(work: Work) -> str:
-    """Where the receipt of a fragment's views goes."""
-    return f"{RECEIPTS}/{work.id}.json"
-
-
-def _num_rows(content: bytes) -> int | None:
+def _holds(content: bytes, wanted: pa.Table) -> bool:
+    """Whether a file has these columns, with these values."""
     try:
-        return int(open_plain(io.BytesIO(content)).metadata.num_rows)
-    except (pa.ArrowException, OSError):
-        return None
+        found = open_plain(io.BytesIO(content)).read(wanted.column_names)
+        return bool(found.select(wanted.column_names).cast(wanted.schema).equals(wanted))
+    except (pa.ArrowException, OSError, KeyError):
+        return False

@@ -145,6 +145,28 @@ def test_a_run_that_may_plan_anew_embeds_what_is_there_now(
 
 
 @pytest.mark.parametrize("case", ["disk"], indirect=True)
+def test_a_corpus_that_is_written_anew_as_a_whole_is_another_one_and_no_other_disk(
+    case: Case, embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def happens(plan: int) -> None:
+        if plan == 1:
+            case.remove("a.parquet")
+            case.remove("b.parquet")
+            case.put("new.parquet", shard("new", 40))
+
+    plans = after_the_plan(monkeypatch, happens)
+    failed(case, embed(*case.arguments), "written anew since it was listed", "run the same command again")
+    for name in ("a", "b"):
+        case.put(f"{name}.parquet", shard(name, 40))
+    case.remove("new.parquet")
+    plans.clear()
+    summary = embed(*case.arguments, *REPLAN).summary
+    assert len(plans) == 2
+    assert summary["rows"] == 40
+    assert [one["path"] for one in manifest_of(case.out)["shards"]] == ["new.parquet"]
+
+
+@pytest.mark.parametrize("case", ["disk"], indirect=True)
 def test_a_corpus_that_never_rests_fails_the_run_in_the_end(
     case: Case, embed: Embed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,3 +76,11 @@ def test_a_corpus_that_repeats_ids(
     assert (summary["rows"], summary["rejected"]) == (28, 1)
     assert read_view(out)["id"].to_pylist().count("new") == 2
     assert manifest_of(out)["repeated_ids"] is None
+
+    # who has not said so again gets nothing new of it
+    assert run()["embedded"] == 0
+    views = ("--set", "output.views=[retrieval/document, retrieval/query]")
+    without_task = [one for one in options if one not in ("--task", "retrieval", "--role", "document")]
+    more = embed(*without_task, "--output", str(out), *views)
+    assert more.exit_code == 1
+    assert "of 28 rows repeat the id of an earlier one" in more.stderr

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.history import main as history
+from jobs.lease import LOCK
 from jobs.records import MANIFEST, MANIFESTS
 from tests.integration.conftest import (
     Embed,
@@ -148,6 +149,24 @@ def test_going_back_is_one_commit_and_the_next_run_goes_on_from_there(past: Past
     listed = look(str(past.out)).summary["manifests"]
     assert [entry["digest"] for entry in listed] == [live["digest"], oldest["digest"], older[0]["digest"]]
     assert manifest_of(past.out)["receipts"] == past.manifests[-1]["receipts"]
+
+
+def test_who_loses_the_output_on_the_way_back_changes_nothing(
+    past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (past.out / MANIFEST).read_bytes()
+
+    def suspended(*_: Any) -> list[Any]:
+        (past.out / LOCK).unlink()  # another run has had it meanwhile, and has swept
+        return []
+
+    monkeypatch.setattr("jobs.history.lost_files", suspended)
+    _, *kept = look(str(past.out)).summary["manifests"]
+    outcome = look(str(past.out), "--rollback", kept[0]["id"])
+    assert outcome.exit_code == 1
+    assert "another run has taken over" in outcome.stderr
+    assert (past.out / MANIFEST).read_bytes() == before
+    assert look(str(past.out)).summary["manifests"][1:] == kept
 
 
 def test_a_dataset_whose_files_are_gone_is_not_gone_back_to(past: Past) -> None:

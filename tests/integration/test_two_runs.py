@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import jobs.commit
 import jobs.finish
 from jobs.lease import LOCK
 from jobs.manifests import id_of
@@ -128,6 +129,28 @@ def test_a_clean_up_that_fails_says_that_the_dataset_is_published(
     with without_ray():
         assert embed_here(*arguments).summary["embedded"] == 0
     assert not list(out.list(RECEIPTS))
+
+
+def test_a_run_that_loses_the_output_after_its_last_look_at_the_files_publishes_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus", ("a.parquet",), 20)
+    arguments = arguments_for(model, corpus, tmp_path / "out")
+    out, look = open_store(Location(str(tmp_path / "out"))), jobs.commit.lost_files
+
+    def suspended(*looked: Any) -> Any:
+        found = look(*looked)
+        out.delete([LOCK])  # another run has had it meanwhile, and has swept
+        return found
+
+    with monkeypatch.context() as patch, without_ray():
+        patch.setattr(jobs.commit, "lost_files", suspended)
+        outcome = embed_here(*arguments)
+    assert outcome.exit_code == 1
+    assert "another run has taken over" in outcome.stderr
+    assert read_manifest(out) is None
+    with without_ray():
+        assert embed_here(*arguments).summary["embedded"] == 0
 
 
 def test_a_run_that_did_not_see_another_one_publish_loses_without_harm(

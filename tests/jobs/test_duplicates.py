@@ -255,7 +255,9 @@ def test_of_a_corpus_that_repeats_nothing_any_part_is_known(tmp_path: Path, mode
 def test_a_dataset_that_nobody_looked_at_is_not_looked_at_before_something_is_new(tmp_path: Path) -> None:
     corpus = write(tmp_path / "corpus", a=ONE)
     manifest = published(corpus, tmp_path / "out", None)
-    assert repeated_ids("fail", closed(corpus), manifest, nowhere) is None
+    assert repeated_ids("fail", closed(corpus), manifest, nowhere, is_made=lambda: True) is None
+    with pytest.raises(CorpusError, match="2 of 5 rows"):  # another view, say, is to be made
+        repeated_ids("fail", scan_of(corpus), manifest, nowhere, is_made=lambda: False)
     write(corpus, b={"id": ["new"], "text": ["t"]})
     with pytest.raises(CorpusError, match="2 of 6 rows"):
         repeated_ids("fail", scan_of(corpus), manifest, nowhere)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from jobs.decoding import decode
 from jobs.errors import CorpusError
 from jobs.footers import Columns
-from jobs.pages import pages_in
+from jobs.pages import Page, pages_in
 from jobs.parquet import Source, open_parquet
 from jobs.rows import read_rows
 from tests.jobs.builders import only_fragment, write_shard
@@ -105,6 +106,22 @@ def test_a_footer_that_says_other_rows_in_all_its_places_is_found_out(tmp_path: 
     told = rf"shard 's\.parquet': the pages of column 'id' hold 100 values .* the footer says {claimed};"
     with pytest.raises(CorpusError, match=told):
         read_rows(*only_fragment(tmp_path))
+
+
+def test_pages_of_nothing_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shard(tmp_path, "s.parquet", {"id": range(100), "text": ["t"] * 100})
+    looked_at = 0
+
+    def without_end(_: memoryview) -> Iterator[Page]:
+        nonlocal looked_at
+        while True:
+            looked_at += 1
+            yield Page(0, 0)
+
+    monkeypatch.setattr("jobs.decoding.pages_in", without_end)
+    with pytest.raises(CorpusError, match=r"hold 0 values in 103 pages"):
+        read_rows(*only_fragment(tmp_path))
+    assert looked_at == 103
 
 
 def test_a_page_that_says_that_it_is_huge_is_refused_before_it_gets_the_memory(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.errors import AccountingError, CorpusError, OutputError, StorageError
+from jobs.commit import publish
+from jobs.errors import AccountingError, CorpusError, OutputBusyError, OutputError, StorageError
 from jobs.footers import Columns
 from jobs.holdings import Holdings, refuse_other_dataset, take_stock
 from jobs.plan import Plan, unknown_shards
-from jobs.record_files import read_manifest
+from jobs.record_files import find_manifest, read_manifest
 from jobs.records import MANIFEST, RECEIPTS, FileRecord, Manifest, PartRecord, Receipt, ViewRecord
 from tests.jobs.builders import (
     COLUMNS,
@@ -276,6 +277,55 @@ def test_a_receipt_that_is_none_of_ours_is_refused(out: Path) -> None:
     store_of(out).create(f"{RECEIPTS}/{'0' * 32}.json", b"{}")
     with pytest.raises(OutputError, match=r"_receipts/0+\.json is no receipt"):
         stock_of(out)
+
+
+def test_a_receipt_that_goes_while_stock_is_taken_is_not_minded(
+    corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipts = [finish(out, work) for work in plan_of(corpus).work]
+    store, listed = store_of(out), list(store_of(out).list(temporary=True))
+    gone = f"{RECEIPTS}/{receipts[0].id}.json"
+    store.delete([gone])
+    monkeypatch.setattr(type(store), "list", lambda *_, **__: iter(listed))
+    assert {receipt.id for receipt in take_stock(store).loose} == {receipt.id for receipt in receipts[1:]}
+
+
+def test_a_receipt_whose_part_was_removed_or_made_anew_is_void(corpus: Path, out: Path) -> None:
+    receipts = [finish(out, work) for work in plan_of(corpus).work]
+    assert stock_of(out).void_records() == []
+    one, other = receipts[0], receipts[1]
+    (out / one.parts["retrieval/query"].path).unlink()
+    (out / other.parts["retrieval/document"].path).write_bytes(b"other vectors")
+    void = {f"{RECEIPTS}/{receipt.id}.json" for receipt in (one, other)}
+    assert set(stock_of(out).void_records()) == void
+    store_of(out).delete(void)
+    assert stock_of(out).void_records() == []
+
+
+def test_nothing_goes_live_after_the_output_was_lost(
+    corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = held(corpus, out)
+    live, store = (out / MANIFEST).read_bytes(), store_of(out)
+    version = find_manifest(store)[1]
+    manifest = manifest.model_copy(update={"committed_at": "2100-01-01T00:00:00.000000Z"})
+    seen: list[str] = []
+
+    def lost_files(*_: Any) -> list[Any]:
+        seen.append("files")
+        return []
+
+    def confirm() -> None:
+        seen.append("confirmed")
+        raise OutputBusyError("another run has it")
+
+    monkeypatch.setattr("jobs.commit.lost_files", lost_files)
+    with pytest.raises(OutputBusyError, match="another run has it"):
+        publish(store, manifest, replacing=version, confirm=confirm)
+    assert seen == ["files", "confirmed"]  # what another run removed since the look may be what it looked for
+    assert (out / MANIFEST).read_bytes() == live
+    assert publish(store, manifest, replacing=version, confirm=lambda: seen.append("ours"))
+    assert (out / MANIFEST).read_bytes() != live
 
 
 def held(corpus: Path, out: Path) -> Manifest:

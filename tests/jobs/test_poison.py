@@ -158,6 +158,49 @@ def test_a_row_group_of_next_to_nothing_but_nulls_is_counted_too(tmp_path: Path)
     assert not isinstance(read_footer_of(tmp_path, max_fragment_bytes=24_000_000), BadShard)
 
 
+def fixed_size(width: int, num_rows: int) -> dict[str, Any]:
+    """Columns of nulls that take next to nothing in a file."""
+    return {"id": pa.nulls(num_rows, pa.binary(width)), "text": pa.nulls(num_rows, pa.string())}
+
+
+def test_nulls_of_a_fixed_size_are_counted_too(tmp_path: Path) -> None:
+    path = write_shard(tmp_path, "s.parquet", fixed_size(width=10_000_000, num_rows=4))
+    assert path.stat().st_size < 2000
+    bad = read_footer_of(tmp_path, max_fragment_bytes=20_000_000)
+    assert isinstance(bad, BadShard)
+    assert "takes 40,000,0" in bad.reason
+    assert not isinstance(read_footer_of(tmp_path, max_fragment_bytes=41_000_000), BadShard)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.float32(), 1_000_000),
+        pa.list_(pa.list_(pa.float32(), 1000), 1000),
+        pa.struct([("a", pa.list_(pa.float64(), 500_000))]),
+    ],
+    ids=str,
+)
+def test_lists_of_a_fixed_size_are_counted_where_they_are_null(tmp_path: Path, kind: pa.DataType) -> None:
+    path = write_shard(
+        tmp_path, "s.parquet", {"id": range(10), "text": ["t"] * 10, "title": pa.nulls(10, kind)}
+    )
+    assert path.stat().st_size < 3000
+    columns = Columns("id", ("text",), ("title",))
+    (shard,) = list_corpus(Location(str(tmp_path))).shards
+    bad = read_footer(open_store(Location(str(tmp_path))), shard, columns, 20_000_000)
+    assert isinstance(bad, BadShard)
+    assert "takes 40,000,0" in bad.reason
+
+
+def test_no_more_is_read_than_a_fragment_may_take(tmp_path: Path) -> None:
+    texts = [random.Random(n).randbytes(1_000_000).hex() for n in range(40)]
+    write_shard(tmp_path, "s.parquet", {"id": range(40), "text": texts}, compression="none", row_group_size=1)
+    done = decoded_with(tmp_path, 10_000_000)
+    assert "take more than 10,000,000 bytes" in done["said"]
+    assert done["bytes"] < 10_000_000
+
+
 def decoded_with(folder: Path, max_bytes: int) -> dict[str, Any]:
     """Decode the one fragment of a folder in a process of its own: what it said, and the memory that it took more."""
     code = f"""

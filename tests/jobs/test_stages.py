@@ -23,11 +23,12 @@ from encoders.tasks import Role, View
 from encoders.tokenizer import Tokenizer
 from jobs.cargo import unpack_table
 from jobs.encode import EncodeFragment
-from jobs.errors import CorpusError, OutputError, StorageError
+from jobs.errors import CorpusError, FileChangedError, OutputError, StorageError
 from jobs.footers import Columns
 from jobs.read import Reader
 from jobs.records import RECEIPTS, LongTextRecord, Receipt
 from jobs.run_spec import RunSpec, ViewSpec, Work
+from jobs.storage import Location
 from jobs.write import Writer
 from tests.encoders.repositories import write_repository
 from tests.jobs.builders import COLUMNS, only_fragment, run_spec, write_shard
@@ -120,8 +121,17 @@ def test_a_machine_that_does_not_see_corpus_and_output_gets_no_work(bench: Bench
     spec, _ = bench.run()
     here, gone = str(bench.corpus), str(bench.corpus / "gone")
     stage(replace(spec, landmarks=((here,), (gone, here))))  # a shard may have gone since
-    with pytest.raises(StorageError, match=rf"does not see {gone}.*all nodes of the cluster share.*s3://"):
-        stage(replace(spec, landmarks=((here,), (gone,))))
+    other_disk = rf"does not see {gone}.*all nodes of the cluster share.*s3://"
+    with pytest.raises(FileChangedError, match=f"{other_disk}.* or all of the corpus was written anew"):
+        stage(replace(spec, landmarks=((gone,),)))
+    gone = str(bench.out / "gone")
+    for elsewhere in (
+        spec,
+        replace(spec, corpus=Location(str(bench.out))),
+    ):  # the corpus's folder is missing too
+        with pytest.raises(StorageError, match=rf"does not see {gone}") as caught:
+            stage(replace(elsewhere, landmarks=((here,), (gone,))))
+        assert not isinstance(caught.value, FileChangedError)
 
 
 def test_each_view_gets_the_vectors_of_its_prompt(bench: Bench) -> None:
@@ -183,6 +193,48 @@ def test_a_part_that_is_no_part_is_an_error_and_stays(bench: Bench, content: byt
         bench.embed()
     assert path.read_bytes() == content
     assert not (bench.out / RECEIPTS).exists()
+
+
+@pytest.mark.parametrize("column", ["id", "text_hash", "num_tokens", "truncated"])
+def test_a_part_of_as_many_rows_that_are_others_is_an_error_and_stays(bench: Bench, column: str) -> None:
+    first, _ = bench.embed()
+    path = bench.out / first.parts[str(QUERY)].path
+    table = pq.read_table(path, partitioning=None)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, table[column].take([4, 0, 1, 2, 3])), path)
+    before = bench.files()
+    with pytest.raises(OutputError, match=r"exists and does not hold the 5 rows .* remove it and run again"):
+        bench.embed()
+    assert bench.files() == before
+
+
+def test_rejects_of_an_attempt_whose_machine_rejected_other_rows_are_an_error(
+    tmp_path: Path, model: Path
+) -> None:
+    table = {"id": range(4), "text": ["a", None, "c", "d"], "title": ["x"] * 4}
+    write_shard(tmp_path / "corpus", "s.parquet", table)
+    bench = Bench(tmp_path / "corpus", tmp_path / "out", model)
+    receipt, _ = bench.embed()
+    assert receipt.rejects is not None
+    path = bench.out / receipt.rejects.path
+    rejects = pq.read_table(path, partitioning=None)
+    other = pa.array([3], rejects.schema.field("row").type)
+    pq.write_table(rejects.set_column(rejects.column_names.index("row"), "row", other), path)
+    with pytest.raises(OutputError, match="does not hold the 1 rows"):
+        bench.embed()
+
+
+def test_a_number_that_is_none_in_a_kept_column_makes_no_two_attempts_differ(
+    tmp_path: Path, model: Path
+) -> None:
+    columns = Columns("id", ("text",), ("score",))
+    table = {"id": range(2), "text": ["a", "b"], "score": [float("nan"), 1.0]}
+    write_shard(tmp_path / "corpus", "s.parquet", table)
+    bench = Bench(tmp_path / "corpus", tmp_path / "out", model, columns=columns)
+    first, _ = bench.embed()
+    path = bench.out / first.parts[str(QUERY)].path
+    pq.write_table(pq.read_table(path, partitioning=None), path, compression="none")  # in other bytes
+    assert bench.embed()[0].parts[str(QUERY)].path == first.parts[str(QUERY)].path
 
 
 def test_views_of_one_prompt_are_encoded_once(bench: Bench) -> None:

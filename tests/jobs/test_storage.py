@@ -418,6 +418,20 @@ def test_the_endpoint_of_a_location_wins_over_the_environment(
     assert paths(open_store(Location(s3))) == ["a"]
 
 
+@pytest.mark.parametrize("endpoint", ["key:s3cr3t@minio:9000", "localhost:9000", "http://"])
+def test_an_endpoint_that_is_no_url_is_refused_and_not_repeated(
+    s3: str, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for location in (Location(s3), Location(s3, endpoint_url=endpoint)):
+        with pytest.raises(
+            ConfigurationError, match=r"the endpoint is no URL; give http://host:port"
+        ) as caught:
+            list(open_store(location).list())
+        assert endpoint not in str(caught.value).replace("http://host", "")
+        assert caught.value.__suppress_context__
+
+
 # S3 when it fails
 
 
