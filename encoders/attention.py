@@ -26,7 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # In 16 heads the scores of one text take 8 MiB.
 _LONGEST_WRITTEN_OUT = 0 if cpu_has_tiles() else 512
 # Sums of powers of two between which none of them overflowed, and none that counts vanished.
-_LEAST_SUM, _LARGEST_SUM = 2.0**-100, 2.0**100
+_LEAST_SUM, _LARGEST_SUM = 2.0**-16, 2.0**16
 
 
 def arguments(batch: Batch, _: torch.device) -> dict[str, Any]:
@@ -68,9 +68,10 @@ def _attend(
         start, count, length = stretch
         queries, keys, values = (_texts(states, *stretch) for states in (query, key, value))
         window = _window_mask(length, sliding_window, causal=causal)
+        attended = None
         if query.dtype == torch.bfloat16 and length <= _LONGEST_WRITTEN_OUT:
             attended = _written_out(queries, keys, values, window, scaling, causal=causal)
-        else:
+        if attended is None:
             attended = scaled_dot_product_attention(
                 queries,
                 keys,
@@ -86,8 +87,11 @@ def _attend(
 
 def _written_out(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, *, causal: bool
-) -> Tensor:
-    """Attention of texts of one length, `[num_texts, heads, length, head_dim]`, step by step."""
+) -> Tensor | None:
+    """Attention of texts of one length, `[num_texts, heads, length, head_dim]`, step by step.
+
+    None where its powers of two are too large or too small for their sums; torch's own takes the largest away first.
+    """
     num_texts, num_heads, length, head_dim = query.shape
     num_sharing = num_heads // key.shape[1]  # query heads to one of keys and values
     if num_sharing > 1:
@@ -95,22 +99,17 @@ def _written_out(
     if causal and mask is None:
         mask = torch.ones(length, length, dtype=torch.bool).tril()
     scale = head_dim**-0.5 if scaling is None else scaling
+    # What all keys have in common moves all scores of a query alike, which changes no weight, and takes bits of each.
+    key = key - key.mean(2, keepdim=True)
     query, key, value = (states.reshape(-1, length, states.shape[-1]) for states in (query, key, value))
     # exp(x) is 2**(x / ln 2), and torch's `exp2` takes a quarter of its softmax's time.
-    weights = _scores(query, key, mask, scale / math.log(2)).exp2_()
+    scores = torch.baddbmm(query.new_zeros(1), query, key.transpose(1, 2), beta=0, alpha=scale / math.log(2))
+    weights = (scores if mask is None else scores.masked_fill_(~mask, float("-inf"))).exp2_()
     sums = weights.sum(-1, keepdim=True)
     least, largest = sums.aminmax()
-    if least > _LEAST_SUM and largest < _LARGEST_SUM:  # not a number is neither
-        attended = (weights @ value).div_(sums)
-    else:  # softmax takes the largest score of each row away first
-        attended = _scores(query, key, mask, scale).softmax(dim=-1) @ value
-    return attended.view(num_texts, num_heads, length, -1)
-
-
-def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """`[num_texts * heads, length, length]`, what is masked at minus infinity."""
-    scores = torch.baddbmm(query.new_zeros(1), query, key.transpose(1, 2), beta=0, alpha=scale)
-    return scores if mask is None else scores.masked_fill_(~mask, float("-inf"))
+    if not (least > _LEAST_SUM and largest < _LARGEST_SUM):  # not a number is neither
+        return None
+    return (weights @ value).div_(sums).view(num_texts, num_heads, length, -1)
 
 
 def _texts(states: Tensor, start: int, count: int, length: int) -> Tensor:

@@ -85,7 +85,8 @@ class Encoder:
         self.number_format = "int8" if eight_bits else str(adapted.module.dtype).removeprefix("torch.")
         self._adapted = adapted
         # Where 8 bits are near enough, so are the 8 of bfloat16.
-        self._forward = Forward(adapted.module, attention_in_bfloat16=eight_bits and cpu_has_bfloat16())
+        in_bfloat16 = eight_bits and cpu_has_bfloat16()
+        self._forward = Forward(adapted.module, eight_bits=eight_bits, attention_in_bfloat16=in_bfloat16)
         if max_batch_tokens == "auto":
             max_batch_tokens = batch_tokens(self._forward, device, protocol.max_seq_length)
         self.max_batch_tokens = max_batch_tokens
@@ -212,7 +213,7 @@ class Encoder:
                 else:
                     vectors[places[batch.vector_rows]] = result
                     num_tokens += len(batch.token_ids)
-                    num_padding += self._num_padding(batch)
+                    num_padding += self._forward.num_padding(batch)
             left = left[np.sort(np.concatenate(missed))] if missed else left[:0]
             if alone:
                 break
@@ -262,7 +263,10 @@ class Encoder:
 
     def _start(self, batch: Batch) -> Fetch | None:
         """Queue a batch; None if it does not fit the memory, or would not by what others took."""
-        if len(batch.rows) > 1 and len(batch.token_ids) + self._num_padding(batch) > self._most_tokens:
+        if (
+            len(batch.rows) > 1
+            and len(batch.token_ids) + self._forward.num_padding(batch) > self._most_tokens
+        ):
             return None
         return self._if_it_fits(batch, lambda: self._encode_batch(batch))
 
@@ -281,9 +285,6 @@ class Encoder:
         if len(batch.rows) > 1:  # others as large would only fail one after the other
             self._most_tokens = self.max_batch_tokens // 2
         return None
-
-    def _num_padding(self, batch: Batch) -> int:
-        return 0 if self._forward.packed else batch.num_padding
 
     @torch.inference_mode()
     def _encode_batch(self, batch: Batch) -> Fetch:

@@ -1,4 +1,4 @@
-"""A batch through a backbone: packed where the architecture allows, else padded.
+"""A batch through a backbone: packed where the architecture allows, else padded, else text by text.
 
 Packed, the texts lie end to end in one row: no padding is computed, positions restart with each text, and attention
 runs within each text alone. On 1,000 texts of a documentation corpus, one thread, float32, all-MiniLM-L6-v2, that is
@@ -8,18 +8,22 @@ worth 11 to 23 % over padded batches that are sorted by length (benchmarks/LOG.m
 transformers hands attention to a function of ours (`AttentionInterface`) and builds no mask for it. Some architectures
 do not ask it, or add a bias that it never sees; then the texts of a pack would see each other, and the vectors would
 be wrong without a sign. So only classes that are known to be right are packed (`_PACKABLE`, each compared by a test),
-and each loaded model must agree with itself on texts alone before it is. Why one is padded instead is kept, and ends
-up in the run's summary: padding costs speed, and a newer torch may be all that is missing.
+and each loaded model must agree with itself on texts alone before it is. So must one that is padded, or its texts go
+through one by one. Why is kept, and ends up in the run's summary: it costs speed, and a newer torch may be all that is
+missing.
 """
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
 
 from encoders import attention, varlen
 from encoders.batching import Batch
@@ -50,13 +54,17 @@ _PACKABLE = frozenset(
 )
 # Positions count from behind the padding token's id, and that token has none, even in the middle of a text.
 _POSITIONS_FROM_PADDING = frozenset({"CamembertModel", "RobertaModel", "XLMRobertaModel"})
-# Their tables of angles depend on the longest text of a batch.
+# Their tables of angles depend on the longest text of a batch: `dynamic` ones beyond what a model is given here, so
+# only packed texts, which make one long one, would see each other; `longrope` ones before.
 _UNSTEADY_ROPE = frozenset({"dynamic", "longrope"})
+_ONE_BY_ONE_ROPE = frozenset({"longrope"})
 
 _SELF_TEST_LENGTHS = (7, 5, 5, 2)
 # On CUDA the first is longer than the 128 tokens of one text that a block of threads takes.
 _SELF_TEST_BLOCKS = 137
 _LARGEST_WINDOW_TESTED = 512
+# Of a value's distance, at random: 0.02 in bfloat16, 0.12 and more where one token of 512 is missing or too much.
+_LARGEST_WINDOW_ERROR = 0.1
 
 
 class Forward:
@@ -64,14 +72,18 @@ class Forward:
 
     Args:
         backbone: In evaluation mode.
+        eight_bits: Whether its linear layers compute in integers.
         attention_in_bfloat16: Whether packed texts attend in bfloat16 between layers in float32, on a CPU.
 
     Attributes:
         why_padded: What keeps texts from being packed; empty where they are.
     """
 
-    def __init__(self, backbone: Any, *, attention_in_bfloat16: bool = False) -> None:
+    def __init__(
+        self, backbone: Any, *, eight_bits: bool = False, attention_in_bfloat16: bool = False
+    ) -> None:
         self._backbone = backbone
+        self._eight_bits = eight_bits
         self._settings = {"in_bfloat16": True} if attention_in_bfloat16 else {}
         self._device = next(backbone.parameters()).device
         # Masked wherever it stands, so any id of the vocabulary will do.
@@ -79,9 +91,10 @@ class Forward:
         self._own_attention = backbone.config._attn_implementation
         self._way = _way_of(self._device)
         self.why_padded = self._find_why_padded()
-        if self.why_padded:
-            # What a first run loads and allots is there before the first texts; packed, the self-test saw to it.
-            self(_first_batch()).sum().item()
+        self._one_by_one = False
+        if self.why_padded and (why := self._find_why_one_by_one()):
+            self._one_by_one = True
+            self.why_padded += f"; one by one, for {why}"
 
     @property
     def packed(self) -> bool:
@@ -93,9 +106,15 @@ class Forward:
         """Whether several threads may run batches at once: a forward pass changes nothing in the model."""
         return _is_steady(self._backbone)
 
+    def num_padding(self, batch: Batch) -> int:
+        """Tokens that are computed besides those of the texts."""
+        return 0 if self.packed or self._one_by_one else batch.num_padding
+
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """Token states `[num_tokens, hidden_size]` of a batch's texts, end to end."""
+        if self._one_by_one:
+            return self._run_alone(self._backbone, batch)
         return self._run_packed(batch) if self.packed else self._run_padded(batch)
 
     @torch.inference_mode()
@@ -130,7 +149,7 @@ class Forward:
         )
         alone = self._run_alone(backbone, texts)
         backbone.set_attn_implementation(self._way.NAME)
-        if why := self._disagreement(texts, alone):
+        if why := self._disagreement(texts, alone) or self._wrong_window():
             backbone.set_attn_implementation(self._own_attention)
         return why
 
@@ -142,11 +161,52 @@ class Forward:
                 raise
             # No kernel for this card, this head size, this release: padding serves them all.
             return f"the kernel failed: {str(error).partition(chr(10))[0]}"
+        difference = self._difference(packed, alone)
+        return f"texts end to end and alone differed by {difference:.2g}" if difference else ""
+
+    def _wrong_window(self) -> str:
+        """Nothing, if attention itself sees as many tokens as it is told to: in 16 bits a layer's states hide a few."""
+        window = _window_of(self._backbone.config)
+        if not window:
+            return ""
+        lengths = np.array([3 * window, 5])
+        batch = Batch(np.arange(2), np.zeros(lengths.sum(), np.int64), lengths, np.zeros_like(lengths))
+        generator = torch.Generator().manual_seed(0)
+        query, key, value = (torch.randn(1, 2, lengths.sum(), 64, generator=generator) for _ in range(3))
+        for causal in (False, True):
+            found, _ = AttentionInterface()[self._way.NAME](
+                SimpleNamespace(is_causal=causal),
+                *(states.to(self._device, self._backbone.dtype) for states in (query, key, value)),
+                None,
+                sliding_window=window,
+                **self._way.arguments(batch, self._device),
+            )
+            places = torch.arange(3 * window)
+            ahead = places - places[:, None]
+            seen = (ahead.abs() < window) & ((ahead <= 0) | (not causal))
+            queries, keys, values = (states[:, :, : 3 * window] for states in (query, key, value))
+            expected = scaled_dot_product_attention(queries, keys, values, attn_mask=seen).transpose(1, 2)
+            worst = float((found[:, : 3 * window].cpu().float() - expected).norm(dim=-1).max())
+            if not worst < _LARGEST_WINDOW_ERROR:
+                return f"attention sees other tokens than it should in a window of {window}"
+        return ""
+
+    @torch.inference_mode()
+    def _find_why_one_by_one(self) -> str:
+        """Nothing, if this very model gives padded what it gives alone; what a first run allots is there then, too."""
+        if _has_rope(self._backbone, _ONE_BY_ONE_ROPE):
+            return "its angles depend on the longest text of a batch"
+        texts = _self_test_batch(self._backbone, _SELF_TEST_LENGTHS[0])
+        alone = self._run_alone(self._backbone, texts)
+        difference = self._difference(self._run_padded(texts), alone)
+        return f"padded and alone they differed by {difference:.2g}" if difference else ""
+
+    def _difference(self, states: Tensor, alone: Tensor) -> float:
+        """By how much states differ, relatively; 0 where that is what the number format makes of another order."""
         # bfloat16 keeps 8 bits, and layers in 8 bits make more of it; texts that see each other are off by 0.5.
-        tolerance = 0.2 if self._settings else 1e-3 if alone.dtype == torch.float32 else 5e-2
-        difference = float((packed - alone).float().norm() / alone.float().norm())
-        # A difference that is not a number is one.
-        return "" if difference <= tolerance else f"texts end to end and alone differed by {difference:.2g}"
+        tolerance = 0.2 if self._eight_bits else 1e-3 if alone.dtype == torch.float32 else 5e-2
+        difference = float((states - alone).float().norm() / alone.float().norm())
+        return 0.0 if difference <= tolerance else difference  # one that is not a number is one
 
     def _run_packed(self, batch: Batch) -> Tensor:
         positions = runs(np.zeros_like(batch.lengths), batch.lengths)
@@ -185,12 +245,14 @@ def _way_of(device: torch.device) -> Any:
 
 def _is_steady(backbone: Any) -> bool:
     """Whether it is transformers' own code, which keeps nothing of a batch, and angles do not change with batches."""
+    return type(backbone).__module__.startswith("transformers.") and not _has_rope(backbone, _UNSTEADY_ROPE)
+
+
+def _has_rope(backbone: Any, types: frozenset[str]) -> bool:
     rope = getattr(backbone.config, "rope_parameters", None) or {}
     # Where kinds of layers have tables of their own, there is one entry a kind.
     kinds = [rope, *(entry for entry in rope.values() if isinstance(entry, dict))]
-    return type(backbone).__module__.startswith("transformers.") and not any(
-        kind.get("rope_type") in _UNSTEADY_ROPE for kind in kinds
-    )
+    return any(kind.get("rope_type") in types for kind in kinds)
 
 
 def _positions_from_padding(
@@ -204,17 +266,16 @@ def _positions_from_padding(
     return np.where(is_token, count - before, 0) + pad_token_id
 
 
-def _first_batch() -> Batch:
-    """As little as has padding."""
-    lengths = np.array([2, 1])
-    return Batch(np.arange(2), np.arange(3), lengths, np.zeros_like(lengths))
+def _window_of(config: Any) -> int:
+    """Tokens of the window of local attention; 0 where there is none that is small."""
+    window = max(getattr(config, name, None) or 0 for name in ("sliding_window", "local_attention"))
+    return window if 0 < window <= _LARGEST_WINDOW_TESTED else 0
 
 
 def _self_test_batch(backbone: Any, longest: int) -> Batch:
     """A few texts, the first one beyond the window that tokens see, where there is a small one."""
     config = backbone.config
-    windows = [getattr(config, name, None) or 0 for name in ("sliding_window", "local_attention")]
-    window = max(windows) if 0 < max(windows) <= _LARGEST_WINDOW_TESTED else 0
+    window = _window_of(config)
     positions = getattr(config, "max_position_embeddings", None) or window + longest
     if type(backbone).__name__ in _POSITIONS_FROM_PADDING:
         positions -= config.pad_token_id + 1

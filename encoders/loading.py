@@ -154,6 +154,11 @@ def _check_fit(protocol: Protocol, backbone: Any) -> None:
     check_positions(model, backbone, protocol.max_seq_length)
     if "attention_mask" not in inspect.signature(backbone.forward).parameters:
         raise UnsupportedModelError(f"{model}: {kind} takes no attention mask, so padding would show")
+    if getattr(config, "attention_type", None) == "block_sparse":
+        raise UnsupportedModelError(
+            f"{model}: {kind} attends in blocks until it meets its first short text, and to everything from then on, "
+            "so a vector would depend on the texts before it; save it with attention_type=original_full"
+        )
     if getattr(config, "is_encoder_decoder", False) and config.model_type not in _ENCODER_HALVES:
         raise UnsupportedModelError(
             f"{model}: {kind} is an encoder-decoder; of these only {', '.join(_ENCODER_HALVES)} are done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_a_backbone_has_run_before_its_first_batch_in_the_way_that_batches_go(na
         lambda _, __, arguments, ___: shapes.append(tuple(arguments["input_ids"].shape)), with_kwargs=True
     )
     run = Forward(backbone)
-    assert shapes[-1] == ((1, 19) if run.packed else (2, 2))
+    assert shapes[-1] == ((1, 19) if run.packed else (4, 7))
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -193,24 +194,57 @@ def test_attention_written_out_is_torchs(causal: bool, window: int | None, heads
     torch.testing.assert_close(found, expected)
 
 
+def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool) -> torch.Tensor:
+    """Attention of one text, `[heads, length, head_dim]` in and out, in bfloat16, written out where that will do."""
+    states = [one.bfloat16()[None] for one in (query, key, value)]
+    module, whole = SimpleNamespace(is_causal=causal), [(0, 1, query.shape[1])]
+    found, _ = attention._attend(module, *states, None, equal_lengths=whole)
+    return found[0].transpose(0, 1).float()
+
+
 @pytest.mark.parametrize("sign", [1, -1], ids=["powers overflow", "powers vanish"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_scores_beyond_the_powers_of_two_are_torchs_attention_too(sign: int, causal: bool) -> None:
+def test_scores_beyond_the_powers_of_two_are_torchs_attention(
+    sign: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_LONGEST_WRITTEN_OUT", 512)
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.rand(3, 4, 9, 8, generator=generator) for _ in range(3))
-    query[0, 1] *= sign * 300  # scores of some 600 of either sign, in one text alone
+    query, key, value = (torch.rand(4, 9, 8, generator=generator).bfloat16().float() for _ in range(3))
+    query[1] *= sign * 300  # scores of some 600 of either sign, in one head alone
+    query = query.bfloat16().float()
     expected = scaled_dot_product_attention(query, key, value, is_causal=causal)
-    found = attention._written_out(query, key, value, None, None, causal=causal)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(attended(query, key, value, causal=causal), expected, atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_what_is_not_a_number_stays_so_in_attention(number: float) -> None:
-    query, key, value = (torch.ones(1, 2, 3, 4, dtype=torch.bfloat16) for _ in range(3))
-    query[0, 1, 2, 3] = number
-    found = attention._written_out(query, key, value, None, None, causal=False)
-    assert found[0, 1, 2].isnan().all()
-    assert found.isnan().sum() == 4
+@pytest.mark.parametrize("shift", [0, 20, 45])
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_all_keys_have_in_common_takes_no_bits_of_their_scores(
+    shift: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_LONGEST_WRITTEN_OUT", 512)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(4, 64, 64, generator=generator) for _ in range(3))
+    common = torch.randn(64, generator=generator)
+    common *= (8 * shift) ** 0.5 / common.norm()
+    query, key = (states.add(common).bfloat16().float() for states in (query, key))
+    scores = query @ key.transpose(1, 2) / 8
+    assert abs(scores.mean() - shift) < 2
+    expected = scaled_dot_product_attention(query, key, value, is_causal=causal)
+    error = (attended(query, key, value, causal=causal) - expected).norm() / expected.norm()
+    assert error < 0.015  # without, 0.03 and 0.06
+
+
+def test_what_is_not_a_number_stays_so_in_attention_and_in_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_LONGEST_WRITTEN_OUT", 512)
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(1, 2, 12, 4, generator=generator).bfloat16() for _ in range(3)]
+    for one in states:
+        one[0, :, 5] = float(
+            "nan"
+        )  # a token's states, of which all three are made; in the second of three texts
+    found, _ = attention._attend(SimpleNamespace(is_causal=False), *states, None, equal_lengths=[(0, 3, 4)])
+    assert found[0, 4:8].isnan().all()
+    assert not found[0, [*range(4), *range(8, 12)]].isnan().any()
 
 
 def test_the_self_test_looks_beyond_a_small_window() -> None:
@@ -223,6 +257,55 @@ def test_the_self_test_looks_beyond_a_small_window() -> None:
     ):
         backbone = backbone_of(name, PACKED[name])
         assert forward._self_test_batch(backbone, longest).lengths.tolist() == lengths
+
+
+@pytest.mark.parametrize("more", [-1, 1, 1000])
+def test_a_window_that_is_off_by_a_token_fails_the_self_test_in_16_bits_too(
+    more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = attention._window_mask
+
+    def wrong(length: int, window: int | None, *, causal: bool) -> torch.Tensor | None:
+        return right(length, window and window + more, causal=causal)
+
+    monkeypatch.setattr(attention, "_window_mask", wrong)
+    settings = {**PACKED["ModernBertModel"], "local_attention": 64, "initializer_range": 0.02}
+    backbone = backbone_of("ModernBertModel", settings).bfloat16()
+    assert "window of 64" in Forward(backbone).why_padded
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "why"),
+    [
+        ("ConvBertModel", {"embedding_size": 32}, "padded and alone they differed by 0."),
+        (
+            "LlamaModel",
+            {
+                **GROUPED,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 10000.0,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [4.0] * 4,
+                },
+            },
+            "its angles depend on the longest text of a batch",
+        ),
+    ],
+)
+def test_texts_that_see_their_padding_or_their_neighbours_go_through_one_by_one(
+    name: str, settings: dict[str, Any], why: str
+) -> None:
+    backbone, batch = backbone_of(name, settings, initializer_range=0.3), batch_of(LENGTHS)
+    expected = alone(backbone, batch)
+    run = Forward(backbone)
+    assert relative_error(run._run_padded(batch), expected) > 1e-3
+    assert not run.packed
+    assert f"; one by one, for {why}" in run.why_padded
+    assert run.num_padding(batch) == 0
+    assert relative_error(run(batch), expected) < 1e-4
 
 
 def test_a_way_without_its_mask_fails_the_self_test(monkeypatch: pytest.MonkeyPatch) -> None:

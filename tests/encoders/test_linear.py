@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -106,6 +111,37 @@ def test_the_largest_activations_of_either_sign_are_no_overflow() -> None:
         torch.testing.assert_close(found / scale, states, atol=0.005, rtol=0)
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other CPUs sum up in 32 bits")
+@pytest.mark.parametrize(("most", "largest"), [("AVX2", 63), ("AVX512_CORE", 63), ("DEFAULT", 127)])
+def test_where_the_cpu_sums_in_16_bits_the_weights_leave_them_room(most: str, largest: int) -> None:
+    if most == "DEFAULT" and not {"avx512_vnni", "avx_vnni", "amx_int8"} & {
+        name for name, has in torch.cpu.get_capabilities().items() if has
+    }:
+        pytest.skip("this CPU has no VNNI")
+    code = """
+        import torch
+        from torch import nn
+        from encoders.int8 import Int8Linear, largest_weight
+        torch.manual_seed(0)
+        linear = nn.Linear(384, 96, bias=False).requires_grad_(False)
+        linear.weight.fill_(0.5)
+        states = torch.rand(64, 384)
+        states[:, 0] = -0.5
+        expected, found = linear(states), Int8Linear(linear)(states)
+        print(largest_weight(), float((found - expected).norm() / expected.norm()))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": most},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    weight, error = done.stdout.split()
+    assert int(weight) == largest
+    assert float(error) < 0.002
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_in_eight_bits_what_is_not_a_number_stays_so(number: float) -> None:
     layer = Int8Linear(nn.Linear(64, 8).requires_grad_(False))
@@ -120,7 +156,7 @@ def test_attention_between_layers_in_eight_bits_may_be_in_bfloat16() -> None:
     plain, backbone = (backbone_of("BertModel", {}, initializer_range=0.1) for _ in range(2))
     quantize_linears(plain)
     quantize_linears(backbone)
-    half, batch = Forward(backbone, attention_in_bfloat16=True), batch_of(LENGTHS)
+    half, batch = Forward(backbone, eight_bits=True, attention_in_bfloat16=True), batch_of(LENGTHS)
     assert half.packed
     states, expected = half(batch), Forward(plain)(batch)
     assert states.dtype == torch.float32
