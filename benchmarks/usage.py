@@ -43,7 +43,7 @@ class Usage:
     @property
     def busy_cores(self) -> float:
         """Zero before the second look."""
-        return statistics.median(self._loads[1:] or [0.0])  # psutil's first one is of no time at all
+        return statistics.median(self._loads or [0.0])
 
     @property
     def cpu_seconds(self) -> float:
@@ -51,11 +51,12 @@ class Usage:
         return sum(self._seconds.values()) - self._before
 
     def _watch(self) -> None:
+        psutil.cpu_percent()  # a thread's first one is of no time at all
         while not self._done.wait(self._every):
+            self._loads.append(psutil.cpu_percent() / 100 * (os.cpu_count() or 1))
             self._look()
 
     def _look(self) -> None:
-        self._loads.append(psutil.cpu_percent() / 100 * (os.cpu_count() or 1))
         this = psutil.Process()
         sizes = []
         for process in (this, *this.children(recursive=True)):

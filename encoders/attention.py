@@ -26,7 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # In 16 heads the scores of one text take 8 MiB.
 _LONGEST_WRITTEN_OUT = 0 if cpu_has_tiles() else 512
 # Sums of powers of two between which none of them overflowed, and none that counts vanished.
-_LEAST_SUM, _LARGEST_SUM = 2.0**-16, 2.0**16
+_LEAST_SUM, _LARGEST_SUM = 2.0**-100, 2.0**100
 
 
 def arguments(batch: Batch, _: torch.device) -> dict[str, Any]:

@@ -216,6 +216,15 @@ def test_scores_beyond_the_powers_of_two_are_torchs_attention(
     torch.testing.assert_close(attended(query, key, value, causal=causal), expected, atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize(("largest", "written_out"), [(60, True), (80, False)])
+def test_scores_that_powers_of_two_can_hold_are_not_left_to_torch(largest: int, written_out: bool) -> None:
+    query, key = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 8, 4)
+    query[..., 0] = 1.0
+    key[..., 0, 0], key[..., 1, 0] = largest, -largest  # nothing in common
+    found = attention._written_out(query, key, torch.ones(1, 1, 8, 4), None, 1.0, causal=False)
+    assert (found is not None) == written_out
+
+
 @pytest.mark.parametrize("shift", [0, 20, 45])
 @pytest.mark.parametrize("causal", [False, True])
 def test_what_all_keys_have_in_common_takes_no_bits_of_their_scores(
