@@ -194,10 +194,10 @@ class Forward:
     @torch.inference_mode()
     def _find_why_one_by_one(self) -> str:
         """Nothing, if this very model gives padded what it gives alone; what a first run allots is there then, too."""
-        if _has_rope(self._backbone, _ONE_BY_ONE_ROPE):
-            return "its angles depend on the longest text of a batch"
         texts = _self_test_batch(self._backbone, _SELF_TEST_LENGTHS[0])
         alone = self._run_alone(self._backbone, texts)
+        if _has_rope(self._backbone, _ONE_BY_ONE_ROPE):
+            return "its angles depend on the longest text of a batch"
         difference = self._difference(self._run_padded(texts), alone)
         return f"padded and alone they differed by {difference:.2g}" if difference else ""
 
