@@ -9,8 +9,8 @@ that shares its memory budget with others.
 
 oneDNN makes a kernel for each shape of a product, and keeps 1,024 of them. Attention within texts of every length has
 more, and each was made anew before it came again: 2 to 10 % of the time in bfloat16. With 4,096 texts of documentation
-are as quick as with 32,768, and what kernels take is bounded where texts are of all lengths: a third of a MiB each in an
-encoder, and a whole one of some shapes (benchmarks/LOG.md).
+are as quick as with 32,768, and what kernels take is bounded where texts are of all lengths: a third of a MiB each in
+an encoder, and a whole one of some shapes (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
