@@ -2,7 +2,7 @@
 # make test    the test suite (a GPU's tests aside)
 # make chaos   minutes of kills, lost nodes and failing storage; each dataset compared with an undisturbed one
 # make check   style, types, and which package may import which
-# make bench-smoke    the benchmarks at a tiny size: they run, and the encoder is no slower than sentence-transformers
+# make bench-smoke    five benchmarks at a tiny size: the encoder is faster than sentence-transformers, and kept fed
 # make clean   remove what these made
 
 PYTHON = python3
@@ -37,12 +37,12 @@ check: $(INSTALLED)
 bench-smoke: $(INSTALLED) demo/.corpus
 	@$(BIN)/python benchmarks/encoder.py demo/corpus --model "$$($(BIN)/python examples/minilm.py)" \
 		--texts 400 --rounds 3 --ways ours-float32 ours-bfloat16 ours-int8 \
-		--floors ours-float32=1 ours-bfloat16=1.5 ours-int8=1.5
+		--floors ours-float32=1.2 ours-bfloat16=2.2 ours-int8=1.5
 	@$(BIN)/python benchmarks/gpu.py --tiny
 	@$(BIN)/python benchmarks/growth.py 100
 	@$(BIN)/python benchmarks/tiny.py 20 --model "$$($(BIN)/python examples/minilm.py)"
 	@$(BIN)/python benchmarks/pipeline.py --model "$$($(BIN)/python examples/minilm.py)" \
-		--nodes 1 --gpus 2 --rows-per-second 1000 --seconds 4 --fragment-rows 200
+		--nodes 1 --gpus 2 --rows-per-second 1000 --seconds 4 --fragment-rows 200 --most-starved 50
 
 clean:
 	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -46,8 +46,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--dtype",
-        default="float32",
-        help="of the job and of `encoder`; auto is the job's default (default float32)",
+        default="auto",
+        help="of the job and of `encoder`; the others compute in float32 (default auto, the job's own)",
     )
     parser.add_argument(
         "--cpus-per-actor", type=int, help="cores of each of the job's encoders (default: one has all)"

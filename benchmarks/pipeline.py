@@ -72,6 +72,9 @@ def main() -> None:
     parser.add_argument(
         "--late-after", type=float, help="seconds until one more node joins (default: none does)"
     )
+    parser.add_argument(
+        "--most-starved", type=float, default=100.0, metavar="PERCENT", help="fail if encoders waited longer"
+    )
     args = parser.parse_args()
     nodes = args.nodes + (args.late_after is not None)
     most = nodes * args.gpus
@@ -99,9 +102,13 @@ def main() -> None:
                 # Here and not in a thread: Ray sets signal handlers for each node.
                 if args.late_after is not None and not joined and time.time() - started > args.late_after:
                     joined.append((add_node(), time.time()))
-            report(spent, started, time.time(), joined, args.fragment_rows)
+            starved = report(spent, started, time.time(), joined, args.fragment_rows)
         print(
             f"{usage.most_processes} processes, {usage.most_bytes / 2**30:.1f} GiB, {usage.busy_cores:.1f} cores busy"
+        )
+    if starved > args.most_starved:
+        raise SystemExit(
+            f"encoders were starved for {starved:.1f} % of their time, not {args.most_starved:g} at most"
         )
 
 
@@ -155,16 +162,17 @@ def report(
     ended: float,
     joined: Sequence[tuple[str, float]],
     fragment_rows: int,
-) -> None:
-    """Print what the rows that left the pipeline say."""
+) -> float:
+    """Print what the rows that left the pipeline say; returns the percentage that encoders were starved for."""
     tally = Tally()
     for row in spent:
         tally.add(row)
     shares = sorted(tally.starved_percent().values())
     print(f"{tally.rows:,} rows in {ended - started:.1f} s by {len(shares)} encoders")
     total = sum((seconds for seconds in tally.encoders.values()), Counter())
+    starved = 100 * total["starved"] / total.total()
     print(
-        f"starved: {100 * total['starved'] / total.total():.1f} % of all encoders' time; "
+        f"starved: {starved:.1f} % of all encoders' time; "
         f"median encoder {statistics.median(shares):.1f} %, worst {shares[-1]:.1f} %"
     )
     per_fragment = {stage: seconds / len(spent) for stage, seconds in tally.seconds.items()}
@@ -199,6 +207,7 @@ def report(
             f"the late node joined after {when - started:.1f} s; its {len({row['actor'] for row in taken})} encoders "
             f"took {len(taken)} fragments{after}"
         )
+    return float(starved)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ glibc gives a large block back to the kernel as soon as it is freed and asks for
 clears every page again. Kept, each layer finds its pages where the last one left them. For all-MiniLM-L6-v2 in batches
 of 2,048 tokens, one thread: 3,070 tokens per CPU second without, 3,700 with this. All threads take from one arena, for
 those that glibc makes for further threads cannot hold such blocks: two threads 7,130 tokens a second without, 8,240
-with (benchmarks/LOG.md). It costs memory, since what the largest batch took stays with the process; not for a process
-that shares its memory budget with others.
+with (benchmarks/LOG.md). It costs memory, since what the largest batch took stays with the process: whoever reads
+and writes beside the encoder takes from the same arena.
 
 oneDNN makes a kernel for each shape of a product, and keeps 1,024 of them. Attention within texts of every length has
 more, and each was made anew before it came again: 2 to 10 % of the time in bfloat16. With 4,096 texts of documentation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
@@ -11,11 +12,11 @@ from torch import Tensor
 
 from encoders.batching import Batch
 from encoders.errors import EncoderError
-from encoders.memory import free_memory, is_out_of_memory
+from encoders.memory import free_memory, if_it_fits
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-# Tokens of a batch. CPU: 2k and 4k run alike, 1k is slower by 7 to 14 % (benchmarks/LOG.md).
+# Tokens of a batch. CPU: 2k and 4k run alike, 1k is slower by 2 to 14 %, but for int8 (benchmarks/LOG.md).
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 # Least and most on CUDA. Beyond the most nothing is left to gain: even a small model fills a card.
 _LEAST, _MOST = 4096, 131_072
@@ -74,9 +75,8 @@ def cpu_has_tiles() -> bool:
 
 
 def _cpu_has_any(names: Iterable[str]) -> bool:
-    capabilities: Mapping[str, bool] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # older torch cannot tell
+    # Older torch cannot tell.
+    capabilities: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in names)
 
 
@@ -104,15 +104,11 @@ def batch_tokens(forward: Callable[[Batch], Tensor], device: torch.device, longe
         free, _ = torch.cuda.mem_get_info(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        try:
-            forward(_trial(num_tokens // longest, longest))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if longest <= _SHORT:
-                return _LEAST
-        else:
+        trial = functools.partial(forward, _trial(num_tokens // longest, longest))
+        if if_it_fits(trial, device) is not None:
             return tokens_that_fit(free, torch.cuda.max_memory_allocated(device) - before, num_tokens)
+        if longest <= _SHORT:
+            return _LEAST
         longest = max(_SHORT, longest // 4)
 
 

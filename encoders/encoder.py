@@ -6,7 +6,7 @@
 Texts are sorted by length, cut into batches within a token budget, run through the backbone, pooled and finished;
 the result comes back in the order of the call. A text's vector does not depend on its neighbours beyond float
 rounding: no text sees another or padding, and every reduction is within a text. Texts of a call that have the same
-tokens go through once, and have the same vector bit for bit.
+tokens go through once, and have the same vector bit for bit (but for late chunks).
 
 On the CPU every core takes batches of its own: threads of one process, each computing with one. That is 1.9 times as
 fast on two cores as on one, and the cores share one copy of the weights, one import, and the last batches of a call.
@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,20 +34,18 @@ import torch
 
 from encoders.batching import Batch, token_budget_batches
 from encoders.copies import Fetch, from_device, to_device
-from encoders.devices import Dtype, batch_tokens, choose_device, choose_dtype, cpu_has_bfloat16
+from encoders.devices import Dtype, batch_tokens, choose_device, choose_dtype
 from encoders.errors import EncoderError
 from encoders.finishing import Finisher
 from encoders.forward import Forward
 from encoders.int8 import quantize_linears
 from encoders.linear import pack_linears
 from encoders.loading import load_backbone
-from encoders.memory import free_memory, is_out_of_memory
+from encoders.memory import Result, if_it_fits
 from encoders.merging import AdaptedBackbone
 from encoders.pooling import pool
 from encoders.protocol import Protocol
 from encoders.tokenized import TokenizedTexts
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,7 @@ class Encoder:
         self.device = device
         self.number_format = "int8" if eight_bits else str(adapted.module.dtype).removeprefix("torch.")
         self._adapted = adapted
-        # Where 8 bits are near enough, so are the 8 of bfloat16.
-        in_bfloat16 = eight_bits and cpu_has_bfloat16()
-        self._forward = Forward(adapted.module, eight_bits=eight_bits, attention_in_bfloat16=in_bfloat16)
+        self._forward = Forward(adapted.module, eight_bits=eight_bits)
         if max_batch_tokens == "auto":
             max_batch_tokens = batch_tokens(self._forward, device, protocol.max_seq_length)
         self.max_batch_tokens = max_batch_tokens
@@ -97,9 +93,9 @@ class Encoder:
         self._num_queued = 0 if device.type == "cpu" else 1
         self._threads: ThreadPoolExecutor | None = None
         if num_threads is not None:
-            alone = num_threads == 1 or device.type != "cpu" or not self._forward.concurrent
-            torch.set_num_threads(num_threads if alone else 1)
-            self._threads = None if alone else ThreadPoolExecutor(num_threads)
+            share_batches = num_threads > 1 and device.type == "cpu" and self._forward.concurrent
+            torch.set_num_threads(1 if share_batches else num_threads)
+            self._threads = ThreadPoolExecutor(num_threads) if share_batches else None
 
     @classmethod
     def load(
@@ -275,16 +271,10 @@ class Encoder:
         return None if fetch is None else self._if_it_fits(batch, fetch)
 
     def _if_it_fits(self, batch: Batch, action: Callable[[], Result]) -> Result | None:
-        try:
-            return action()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        # Only here: until the handler's end the error holds the states of the layer that failed.
-        free_memory(self.device)
-        if len(batch.rows) > 1:  # others as large would only fail one after the other
+        result = if_it_fits(action, self.device)
+        if result is None and len(batch.rows) > 1:  # others as large would only fail one after the other
             self._most_tokens = self.max_batch_tokens // 2
-        return None
+        return result
 
     @torch.inference_mode()
     def _encode_batch(self, batch: Batch) -> Fetch:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from encoders import attention, varlen
+from encoders import attention, devices, varlen
 from encoders.batching import Batch
 from encoders.copies import to_device
 from encoders.stretches import runs
@@ -72,19 +72,17 @@ class Forward:
 
     Args:
         backbone: In evaluation mode.
-        eight_bits: Whether its linear layers compute in integers.
-        attention_in_bfloat16: Whether packed texts attend in bfloat16 between layers in float32, on a CPU.
+        eight_bits: Whether its linear layers compute in integers. Where that is near enough, so is attention in
+            bfloat16, on a CPU that has it.
 
     Attributes:
         why_padded: What keeps texts from being packed; empty where they are.
     """
 
-    def __init__(
-        self, backbone: Any, *, eight_bits: bool = False, attention_in_bfloat16: bool = False
-    ) -> None:
+    def __init__(self, backbone: Any, *, eight_bits: bool = False) -> None:
         self._backbone = backbone
         self._eight_bits = eight_bits
-        self._settings = {"in_bfloat16": True} if attention_in_bfloat16 else {}
+        self._settings = {"in_bfloat16": True} if eight_bits and devices.cpu_has_bfloat16() else {}
         self._device = next(backbone.parameters()).device
         # Masked wherever it stands, so any id of the vocabulary will do.
         self._pad_token_id = backbone.config.pad_token_id or 0

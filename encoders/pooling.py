@@ -47,9 +47,8 @@ def _pool_mode(mode: str, states: Tensor, lengths: Tensor, prompt_lengths: Tenso
             return _weighted_sum(states, counts, lengths) / (lengths - prompt_lengths)[:, None]
         case "mean_sqrt_len_tokens":
             return _weighted_sum(states, counts, lengths) / (lengths - prompt_lengths).sqrt()[:, None]
-        case (
-            "weightedmean"
-        ):  # weights 1..n over the text's tokens; leaving the prompt out keeps the others' weights
+        case "weightedmean":
+            # 1 to n over the text's tokens; leaving the prompt out keeps the others' weights
             weights = (counts * (positions + 1)).float()
             total = torch.segment_reduce(weights, "sum", lengths=lengths, unsafe=True)
             return _weighted_sum(states, weights, lengths) / total[:, None]

@@ -13,6 +13,7 @@ format, and the result says so. Too little memory never stops a run here; it fin
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from encoders.encoder import Encoder
 from encoders.errors import EncoderError
-from encoders.memory import free_memory, is_out_of_memory
+from encoders.memory import free_memory, if_it_fits
 from encoders.plain import PlainPath
 from encoders.tokenized import TokenizedTexts
 
@@ -75,7 +76,7 @@ class Preflight:
         expected = self._plainly(few, self._encoder.adapter)
         compared_with = PLAIN
         if expected is None:
-            expected = self._by_own_weights(few)
+            expected = if_it_fits(functools.partial(self._encoder.reference, few), self._encoder.device)
             compared_with = (
                 f"its own weights in {self._encoder.number_format}, for want of memory for float32"
             )
@@ -94,28 +95,19 @@ class Preflight:
 
     def _plainly(self, texts: TokenizedTexts, adapter: str | None) -> Vectors | None:
         """Vectors by the plain path; None where there is no memory for it."""
-        if self._fits:
-            try:
-                if self._plain is None:
-                    self._plain = PlainPath(self._encoder.protocol, self._encoder.device)
-                self._plain.use_adapter(adapter)
-                return self._encoder.reference(texts, self._plain)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Only here: until the handler's end the error holds the states of the layer that failed.
+        if not self._fits:
+            return None
+        vectors = if_it_fits(lambda: self._by_plain_path(texts, adapter), self._encoder.device)
+        if vectors is None:
             self._fits, self._plain = False, None
-            free_memory(self._encoder.device)
-        return None
+            free_memory(self._encoder.device)  # once more, now of its weights
+        return vectors
 
-    def _by_own_weights(self, texts: TokenizedTexts) -> Vectors | None:
-        try:
-            return self._encoder.reference(texts)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        free_memory(self._encoder.device)
-        return None
+    def _by_plain_path(self, texts: TokenizedTexts, adapter: str | None) -> Vectors:
+        if self._plain is None:
+            self._plain = PlainPath(self._encoder.protocol, self._encoder.device)
+        self._plain.use_adapter(adapter)
+        return self._encoder.reference(texts, self._plain)
 
     def _check_cosine(self, way: str, cosine: float) -> None:
         lowest = _LOWEST_COSINE[self._encoder.number_format]

@@ -24,7 +24,7 @@ from encoders.batching import Batch, token_budget_batches
 from encoders.devices import DEFAULT_BATCH_TOKENS, Dtype, choose_device, choose_dtype
 from encoders.errors import EncoderError
 from encoders.heads import Classifier, Words, load_head
-from encoders.memory import free_memory, is_out_of_memory
+from encoders.memory import if_it_fits
 from encoders.pairs import PairTokenizer, TokenizedPairs
 from encoders.rerank_protocol import RerankProtocol, resolve_reranker
 
@@ -127,15 +127,10 @@ class Reranker:
     @torch.inference_mode()
     def _try_batch(self, batch: Batch, pairs: TokenizedPairs) -> npt.NDArray[np.float32] | None:
         """Scores of a batch; None where it does not fit the memory."""
-        try:
-            logits = self._head(batch, pairs)
-            activated = logits.sigmoid() if self.protocol.activation == "Sigmoid" else logits
-            return activated.cpu().numpy()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        free_memory(self._head.device)  # only here: until the handler's end the error holds its states
-        return None
+        return if_it_fits(lambda: self._activated(self._head(batch, pairs)).cpu().numpy(), self._head.device)
+
+    def _activated(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid() if self.protocol.activation == "Sigmoid" else logits
 
     def _make_smaller(self, batch: Batch, places: npt.NDArray[np.int64]) -> None:
         """Halve what did not fit."""

@@ -22,9 +22,6 @@ class Stretches:
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
 
-    def __len__(self) -> int:
-        return len(self.starts)
-
     @property
     def counts(self) -> npt.NDArray[np.int64]:
         """Stretches of each text, `[num_texts]`."""

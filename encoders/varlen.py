@@ -36,9 +36,8 @@ DTYPES = (torch.bfloat16, torch.float16)
 
 def arguments(batch: Batch, device: torch.device) -> dict[str, Any]:
     """What attention is told of a batch, in every layer: first tokens, with the end of all, and the longest length."""
-    from torch.nn.attention.varlen import (
-        varlen_attn,
-    )  # brings the compiler along, and CPUs have no use for it
+    # It brings the compiler along, and CPUs have no use for it.
+    from torch.nn.attention.varlen import varlen_attn
 
     starts = np.concatenate([[0], np.cumsum(batch.lengths)]).astype(np.int32)
     return {

@@ -89,9 +89,8 @@ def tokens_of(table: pa.Table, key: int) -> TokenizedTexts:
 
 def _lists(table: pa.Table, name: str, kind: pa.DataType) -> pa.LargeListArray:
     lists = table[name].combine_chunks()
-    return (
-        pa.array([], pa.large_list(kind)) if isinstance(lists, pa.ChunkedArray) else lists
-    )  # no text at all
+    # It stays chunked where there is no text at all.
+    return pa.array([], pa.large_list(kind)) if isinstance(lists, pa.ChunkedArray) else lists
 
 
 def vector_columns(key: int, texts: TokenizedTexts, vectors: np.ndarray) -> dict[str, pa.Array]:

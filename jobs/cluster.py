@@ -64,14 +64,19 @@ def choose_device(compute: ComputeConfig) -> str:
     return device
 
 
+def node_cores() -> list[int]:
+    """Cores of each node that has some."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [cores for cores in nodes if cores]
+
+
 def choose_cores(compute: ComputeConfig) -> int:
     """Cores of one encoder that computes on CPUs, each of them a thread with batches of its own.
 
     Raises:
         ConfigurationError: This machine has fewer than were asked for; a cluster may still grow to have them.
     """
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    nodes = [cores for cores in nodes if cores]
+    nodes = node_cores()
     if is_local(compute.ray_address):
         refuse_too_few_cores(compute, sum(nodes))
     return compute.cpus_per_actor or cores_per_encoder(nodes, compute.min_actors)

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.column_types import is_binary, is_string, leaves_of
 from jobs.errors import CorpusError
-from jobs.footers import MAX_FRAGMENT_BYTES, is_binary, is_string, leaves_of
+from jobs.footers import MAX_FRAGMENT_BYTES
 from jobs.fragments import Fragment
 from jobs.pages import pages_in
 from jobs.parquet import Source, open_parquet, quoted, reason_of

@@ -45,21 +45,25 @@ class Executor:
     def __init__(self, compute: ComputeConfig, console: Console) -> None:
         self._compute = compute
         self._console = console
+        self._has_started = False
         self.start_seconds = 0.0
 
     def start(self) -> None:
-        """Have a Ray with room for encoders; one that is there already is taken.
+        """Have a Ray with room for encoders; one that is there already is taken. Once is enough.
 
         Raises:
             ConfigurationError: This machine has no room for them.
             JobError: Ray cannot be joined or started.
         """
+        if self._has_started:
+            return
         from jobs.cluster import connect
 
         check_machine(self._compute)
         started = time.monotonic()
         connect(self._compute.ray_address, self._compute.num_cpus)
-        self.start_seconds += time.monotonic() - started
+        self.start_seconds = time.monotonic() - started
+        self._has_started = True
 
     def read_footers(
         self, location: Location, shards: Sequence[Shard], wanted: Columns, max_fragment_bytes: int

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from jobs.column_types import is_id, is_text, leaves_of, normalised, row_bits
 from jobs.corpus import Shard
 from jobs.errors import ConfigurationError, CorpusError
 from jobs.parquet import extensions, listed, open_parquet, quoted, reason_of, shortened
@@ -189,7 +190,7 @@ def _footer(
         group = metadata.row_group(index)
         parts = [group.column(leaf).total_compressed_size for leaf in leaves]
         decoded = [_decoded_bytes(group.column(leaf), metadata.schema.column(leaf)) for leaf in leaves]
-        in_rows = group.num_rows * sum(_row_bytes(schema.field(name).type) for name in wanted.names)
+        in_rows = group.num_rows * sum(row_bits(schema.field(name).type) for name in wanted.names) // 8
         if group.num_rows < 0 or min(*parts, *decoded) < 0:
             return BadShard(shard.path, f"the footer lies: negative counts in row group {index}")
         # Readers stop at the group's rows, so values beyond them would be lost in silence.
@@ -215,7 +216,7 @@ def _footer(
             shard.path,
             f"the footer lies: {sum(sizes)} bytes of columns in a file of {shard.size_bytes} bytes",
         )
-    columns = pa.schema([(name, _normalised(schema.field(name).type)) for name in wanted.names])
+    columns = pa.schema([(name, normalised(schema.field(name).type)) for name in wanted.names])
     return Footer(shard.path, tuple(rows), tuple(sizes), columns)
 
 
@@ -238,11 +239,11 @@ def _check_columns(shard: Shard, schema: pa.Schema, wanted: Columns, *, num_rows
                 " its plain storage type, or leave it out"
             )
     id_type = schema.field(wanted.id_column).type
-    if not (_is_id(_plain(id_type)) or (pt.is_null(id_type) and num_rows == 0)):
+    if not (is_id(id_type) or (pt.is_null(id_type) and num_rows == 0)):
         raise CorpusError(_wrong_type(shard, "id", wanted.id_column, id_type, _ID_TYPES))
     for name in wanted.text_columns:
         text_type = schema.field(name).type
-        if not _is_text(_plain(text_type)):
+        if not is_text(text_type):
             raise CorpusError(_wrong_type(shard, "text", name, text_type, _TEXT_TYPES))
 
 
@@ -258,68 +259,3 @@ def _decoded_bytes(column: pq.ColumnChunkMetaData, declared: pq.ColumnSchema) ->
     """What a column takes, at the least: of nulls and of numbers from a dictionary, next to nothing is in the file."""
     width = declared.length if column.physical_type == _FIXED else _VALUE_BYTES.get(column.physical_type, 0)
     return -1 if column.num_values < 0 else max(width * column.num_values, column.total_uncompressed_size)
-
-
-def _row_bytes(kind: pa.DataType) -> int:
-    """What a row takes whatever it holds: for Parquet a null list of fixed size is one value, for Arrow all of them.
-
-    Below a list of any length it is not known how many there are.
-    """
-    if pt.is_fixed_size_list(kind):
-        return int(kind.list_size) * _row_bytes(kind.value_type)
-    if pt.is_struct(kind):
-        return sum(_row_bytes(kind.field(index).type) for index in range(kind.num_fields))
-    if pt.is_primitive(kind) or pt.is_fixed_size_binary(kind):
-        return int(kind.bit_width) // 8
-    return 0
-
-
-def leaves_of(schema: pa.Schema, wanted: Sequence[str]) -> list[int]:
-    """Parquet's leaf columns below the wanted ones; counted, since "a.b" may be a column's name or a path."""
-    names = set(wanted)
-    leaves: list[int] = []
-    start = 0
-    for field in schema:
-        stop = start + _num_leaves(field.type)
-        if field.name in names:
-            leaves.extend(range(start, stop))
-        start = stop
-    return leaves
-
-
-def _num_leaves(kind: pa.DataType) -> int:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _num_leaves(kind.storage_type)
-    if pt.is_dictionary(kind) or kind.num_fields == 0:
-        return 1
-    return sum(_num_leaves(kind.field(index).type) for index in range(kind.num_fields))
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return _plain(kind.value_type) if pt.is_dictionary(kind) else kind
-
-
-def is_string(kind: pa.DataType) -> bool:
-    """Text in any layout but a dictionary."""
-    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))
-
-
-def is_binary(kind: pa.DataType) -> bool:
-    """Bytes of any length in any layout but a dictionary."""
-    return bool(pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind))
-
-
-def _is_id(kind: pa.DataType) -> bool:
-    return bool(pt.is_integer(kind) or is_string(kind) or is_binary(kind) or pt.is_fixed_size_binary(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(is_string(kind) or is_binary(kind) or pt.is_null(kind))
-
-
-def _normalised(kind: pa.DataType) -> pa.DataType:
-    """A type without what only says how it is laid out in memory."""
-    plain = _plain(kind)
-    if is_string(plain):
-        return pa.string()
-    return pa.binary() if is_binary(plain) else plain

@@ -6,6 +6,7 @@ wait forever.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -68,13 +69,14 @@ def refuse_too_few_cores(compute: ComputeConfig, num_cores: int) -> None:
 
 
 def cores_per_encoder(nodes: Sequence[int], num_encoders: int) -> int:
-    """Cores of one encoder where nobody says: those of the smallest node, 8 at most, fewer where so many must fit.
+    """Cores of one encoder where nobody says: an equal share of the smallest node's, fewer where so many must fit.
 
     Args:
         nodes: Cores of each node.
         num_encoders: That must have room at the same time.
     """
-    most = min(min(nodes, default=1), _MOST_CORES_PER_ENCODER)
+    smallest = min(nodes, default=1)
+    most = smallest // math.ceil(smallest / _MOST_CORES_PER_ENCODER)
     fitting = (cores for cores in range(most, 0, -1) if sum(node // cores for node in nodes) >= num_encoders)
     return next(fitting, 1)
 

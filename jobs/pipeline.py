@@ -26,6 +26,7 @@ from ray.exceptions import RayError
 from encoders.errors import TaskvecError
 from jobs.actors import Calibrate, Embed, Encode, Read, Write
 from jobs.blocks import blocks_of
+from jobs.cluster import node_cores
 from jobs.config import ComputeConfig
 from jobs.corpus import Shard
 from jobs.errors import JobError
@@ -73,13 +74,14 @@ def read_footers_on_cluster(
     task = ray.remote(num_cpus=_CPU_HELPER_CPUS)(read_footers)
     pending = [task.remote(location, piece, wanted, max_fragment_bytes) for piece in slices]
     left, timeout = list(pending), compute.no_progress_timeout_seconds
+    found: dict[Any, list[Footer | BadShard]] = {}
     try:
         while left:
             done, left = ray.wait(left, timeout=timeout)
             if not done:
                 raise nobody_came(timeout, [Need("reading footers", _CPU_HELPER_CPUS)], NOTHING_ENDED)
-            ray.get(done)  # the first that failed ends the run
-        return [footer for piece in ray.get(pending) for footer in piece]
+            found |= zip(done, ray.get(done), strict=True)  # the first that failed ends the run
+        return [footer for piece in pending for footer in found[piece]]
     except RayError as error:
         raise own_cause(error) from error
     finally:
@@ -181,7 +183,7 @@ def _stages(
             _Stage(_ENCODER, encoder, _GPU_ENCODER_CPUS, compute.gpus_per_actor, pool(least, most, least)),
             _Stage(_WRITER, last, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
         ]
-    room = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_threads)  # an autoscaler may find more
+    room = max(1, sum(cores // num_threads for cores in node_cores()))  # an autoscaler may find more
     most = most or max(least, room)
     first = max(least, min(most, room))
     if readers is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from jobs.column_types import is_string
 from jobs.decoding import decode
 from jobs.errors import OutputError
 from jobs.footers import MAX_FRAGMENT_BYTES, Columns
@@ -228,7 +229,7 @@ def _reasons(
     """Why each row gets no vector, None for those that get one."""
     damaged = undecodable.copy()
     for name in {reading.columns.id_column, *reading.columns.keep_columns}:
-        if _is_text(table[name].type):
+        if is_string(table[name].type):
             damaged |= _strings(table[name])[1]
     id_is_null = ids.is_null().to_pylist()
     return [
@@ -237,13 +238,9 @@ def _reasons(
     ]
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 def decoded_ids(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     """The ids in the output's type; those that are no UTF-8 become null."""
-    if _is_text(column.type) and (bad := _strings(column)[1]):
+    if is_string(column.type) and (bad := _strings(column)[1]):
         texts, _ = _strings(column)
         assert all(texts[row] is None for row in bad)
         return pa.array(texts, kind)

@@ -170,8 +170,8 @@ class ComputeConfig(Section):
     )
     cpus_per_actor: PositiveInt | None = Field(
         default=None,
-        description="Cores of one encoder that computes on CPUs. null: those of the smallest node, 8 at most, fewer "
-        "where min_actors must fit.",
+        description="Cores of one encoder that computes on CPUs. null: those of the smallest node, in equal shares of "
+        "8 at most, fewer where min_actors must fit.",
     )
     gpus_per_actor: PositiveFloat = Field(
         default=1.0, description="GPUs for one encoder; below 1, several share a GPU."

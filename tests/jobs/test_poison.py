@@ -178,6 +178,10 @@ def test_nulls_of_a_fixed_size_are_counted_too(tmp_path: Path) -> None:
         pa.list_(pa.float32(), 1_000_000),
         pa.list_(pa.list_(pa.float32(), 1000), 1000),
         pa.struct([("a", pa.list_(pa.float64(), 500_000))]),
+        pa.list_(pa.decimal128(9), 250_000),
+        pa.list_(pa.bool_(), 32_000_000),
+        pa.list_(pa.string(), 1_000_000),
+        pa.list_(pa.dictionary(pa.int32(), pa.string()), 1_000_000),
     ],
     ids=str,
 )
