@@ -42,7 +42,7 @@ bench-smoke: $(INSTALLED) demo/.corpus
 	@$(BIN)/python benchmarks/growth.py 100
 	@$(BIN)/python benchmarks/tiny.py 20 --model "$$($(BIN)/python examples/minilm.py)"
 	@$(BIN)/python benchmarks/pipeline.py --model "$$($(BIN)/python examples/minilm.py)" \
-		--nodes 1 --gpus 2 --rows-per-second 1000 --seconds 4 --fragment-rows 200 --most-starved 50
+		--nodes 1 --gpus 2 --rows-per-second 1000 --seconds 4 --fragment-rows 200 --most-starved 25
 
 clean:
 	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
