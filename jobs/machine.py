@@ -77,8 +77,12 @@ def cores_per_encoder(nodes: Sequence[int], num_encoders: int) -> int:
     """
     smallest = min(nodes, default=1)
     most = smallest // math.ceil(smallest / _MOST_CORES_PER_ENCODER)
-    fitting = (cores for cores in range(most, 0, -1) if sum(node // cores for node in nodes) >= num_encoders)
-    return next(fitting, 1)
+    return next((cores for cores in range(most, 0, -1) if room_for(nodes, cores) >= num_encoders), 1)
+
+
+def room_for(nodes: Sequence[int], cores: int) -> int:
+    """Encoders of so many cores that nodes have room for; what two nodes have left over makes none."""
+    return sum(node // cores for node in nodes)
 
 
 def _num_gpus() -> int:

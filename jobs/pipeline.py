@@ -31,6 +31,7 @@ from jobs.config import ComputeConfig
 from jobs.corpus import Shard
 from jobs.errors import JobError
 from jobs.footers import BadShard, Columns, Footer, read_footers
+from jobs.machine import room_for
 from jobs.parquet import reason_of
 from jobs.run_spec import RunSpec, Work
 from jobs.storage import Location
@@ -183,7 +184,7 @@ def _stages(
             _Stage(_ENCODER, encoder, _GPU_ENCODER_CPUS, compute.gpus_per_actor, pool(least, most, least)),
             _Stage(_WRITER, last, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
         ]
-    room = max(1, sum(cores // num_threads for cores in node_cores()))  # an autoscaler may find more
+    room = max(1, room_for(node_cores(), num_threads))  # an autoscaler may find more
     most = most or max(least, room)
     first = max(least, min(most, room))
     if readers is None:
