@@ -224,14 +224,19 @@ def test_without_memory_for_float32_the_encoder_is_compared_with_itself_and_says
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, texts = loaded(tmp_path, dtype="bfloat16")
+    tried = []
 
     def refuse(*_: Any) -> None:
+        tried.append(1)
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(PlainPath, "_enter", refuse)
     preflight = proven(encoder, texts)
     assert preflight.compared_with == "its own weights in bfloat16, for want of memory for float32"
     assert 0.99 < preflight.cosine <= 1.000001
+    assert preflight._plain is None  # what it took is given back, and not asked for again
+    assert preflight.prove(texts)
+    assert len(tried) == 1
     real = encoder._forward._run_packed
     monkeypatch.setattr(encoder._forward, "_run_packed", lambda batch: real(batch).roll(1, dims=1))
     with pytest.raises(
