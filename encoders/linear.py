@@ -3,8 +3,8 @@
     pack_linears(backbone)    once; `PackedLinear.repack` whenever a layer gets other weights
 
 torch reorders the weights at every call, and an activation reads and writes all of a layer's widest states once more.
-Both are spared here: all-MiniLM-L6-v2 in bfloat16 with AMX is 1.15 times as fast, in float32 1.03 to 1.11. On an AMD,
-where torch asks MKL for products in float32, oneDNN's are twice as fast (benchmarks/LOG.md).
+Both are spared here: all-MiniLM-L6-v2 in bfloat16 with AMX is 1.15 times as fast; in float32 the layout alone is worth
+1.03 to 1.11. On one AMD, where torch asks MKL for products in float32, oneDNN's are twice as fast (benchmarks/LOG.md).
 The weights stand in memory in the new layout alone: whoever holds a replaced layer, as peft's do, holds an empty one.
 
 Only `torch.nn.Linear` itself is packed, and an activation only where a class is known to apply it to one layer's output
