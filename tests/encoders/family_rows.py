@@ -45,6 +45,8 @@ INSTRUCTED = {
     "clustering": TOLD[1] + " ",
 }
 WIKI = "Represent the Wikipedia {} for retrieving {}: "
+# The colon keeps the instruction's last token apart from the text; where the two merge we differ on purpose.
+REPRESENT = "Represent the text for {}:"
 CHAT = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n"
 JINA_V5 = {f"{task}/{role}": f"{role.title()}: " for task in V5_TASKS for role in Role}
 
@@ -65,8 +67,8 @@ PROMPTS: dict[str, dict[str, str]] = {
         "retrieval/query": WIKI.format("question", "supporting documents").strip(),
         "retrieval/document": WIKI.format("document", "it").strip(),
         "text-matching": "Represent the sentence:",
-        "classification": LABEL,
-        "clustering": TOPIC,
+        "classification": REPRESENT.format("classification"),
+        "clustering": REPRESENT.format("clustering"),
     },
     "Qwen/Qwen3-Embedding-0.6B": {
         "retrieval/query": WEB,
@@ -139,8 +141,8 @@ INSTRUCTIONS: dict[str, dict[str, Any]] = {
             "document": WIKI.format("document", "it"),
         },
         "text-matching": "Represent the sentence:",
-        "classification": LABEL,
-        "clustering": TOPIC,
+        "classification": REPRESENT.format("classification"),
+        "clustering": REPRESENT.format("clustering"),
     },
 }
 # Folder of the adapter of a view, or of a whole task.

@@ -287,36 +287,54 @@ def template(backend: Tokenizer, single: str, pair: str | None = None) -> proces
 
 @cache
 def _trained(kind: str, lowercase: bool) -> str:
+    """A tokenizer as JSON, the same in every process.
+
+    The trainers of WordPiece and Unigram count in tables whose order is drawn anew in each process, and so are the
+    vocabularies that they end with. Byte-pair merges have an order, so the other kinds take their pieces from them.
+    """
     if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer: Any = trainers.WordPieceTrainer(
-            vocab_size=300, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False
+        pieces = _merge(tokenizer, vocab_size=150)
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        words = [*special, *pieces, *(f"##{piece}" for piece in pieces)]
+        tokenizer.model = models.WordPiece(
+            {word: place for place, word in enumerate(words)}, unk_token="[UNK]"
         )
+        tokenizer.add_special_tokens(special)
     elif kind == "bytes":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
+        _merge(
+            tokenizer,
             vocab_size=400,
             special_tokens=["<|endoftext|>"],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
         )
     else:
         special = ["<s>", "<pad>", "</s>", "<unk>"] if kind == "unigram" else ["<pad>", "</s>", "<unk>"]
-        tokenizer = Tokenizer(models.Unigram())
+        tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.NFKC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
         )
-        trainer = trainers.UnigramTrainer(
-            vocab_size=250, special_tokens=special, unk_token="<unk>", show_progress=False
-        )
-    tokenizer.train_from_iterator(TRAINING_TEXT, trainer)
+        pieces = _merge(tokenizer, vocab_size=250)
+        # The earlier a piece was merged, the likelier it is; one long piece is likelier than two short ones.
+        scored = [(piece, -1 - place / len(pieces)) for place, piece in enumerate(pieces)]
+        vocabulary = [*((word, 0.0) for word in special), *scored]
+        tokenizer.model = models.Unigram(vocabulary, unk_id=special.index("<unk>"), byte_fallback=False)
+        tokenizer.add_special_tokens(special)
     return str(tokenizer.to_str())
+
+
+def _merge(tokenizer: Tokenizer, **settings: Any) -> list[str]:
+    """Train byte-pair merges; the pieces, by id."""
+    tokenizer.train_from_iterator(TRAINING_TEXT, trainers.BpeTrainer(show_progress=False, **settings))
+    vocabulary = tokenizer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
 def write_json(path: Path, content: Any) -> None:
