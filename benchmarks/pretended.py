@@ -81,6 +81,7 @@ def stand_ins(seconds_per_token: float, dim: int) -> dict[str, ModuleType]:
     class Encoder:
         adapter = None
         budget_halved = False
+        shares_threads = False
         why_padded = ""
         device = SimpleNamespace(type="cpu")
         number_format = "float32"
@@ -99,12 +100,9 @@ def stand_ins(seconds_per_token: float, dim: int) -> dict[str, ModuleType]:
             return SimpleNamespace(vectors=made, num_padding=0, lost=nothing)
 
     class Proof:
-        cosine, compared_with = 1.0, ""
+        cosine, compared_with, is_open = 1.0, "", False
 
         def __init__(self, _: Encoder) -> None:
-            pass
-
-        def close(self) -> None:
             pass
 
     def module(name: str, **members: object) -> ModuleType:

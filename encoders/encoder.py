@@ -66,7 +66,7 @@ class Encoded:
 
 
 class Encoder:
-    """One backbone on one device. One call at a time."""
+    """One backbone on one device. One call at a time, but for encoders that share their threads among calls."""
 
     def __init__(
         self,
@@ -142,6 +142,11 @@ class Encoder:
         elif target.type == "cpu":
             pack_linears(backbone)
         return cls(protocol, adapted, target, max_batch_tokens, num_threads, eight_bits=eight_bits)
+
+    @property
+    def shares_threads(self) -> bool:
+        """Whether several callers may encode at the same time, as long as none of them calls anything else."""
+        return self._threads is not None
 
     @property
     def why_padded(self) -> str:

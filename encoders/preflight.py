@@ -89,6 +89,11 @@ class Preflight:
             self._check_effect(few, alone[0].vectors, expected)
         return True
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds the plain path's weights."""
+        return self._plain is not None
+
     def close(self) -> None:
         """Let go of the plain path, when there is nothing more to prove."""
         self._plain = None

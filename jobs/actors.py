@@ -2,14 +2,17 @@
 
 Readers and writers are actors as the encoders are, since Ray ends a task's process when it has been idle for a second,
 and the next task would import and set up everything anew. On machines without accelerators an encoder takes up to eight
-cores, and reads and writes itself: while one fragment is encoded the next is read, and two processes fewer start.
+cores, and reads and writes itself: while fragments are encoded the next is read, and two processes fewer start.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from threading import Lock
 from typing import Any
 
@@ -30,10 +33,12 @@ class Actor:
 
     Attributes:
         doing: What it does to a fragment; Ray gives the class another name.
+        one_at_a_time: Whether it has a fragment in hand until it is done; else it sees to that itself.
         restarted: Whether one before it has died.
     """
 
     doing: str
+    one_at_a_time = True
 
     def __init__(self, run: bytes) -> None:
         spec: RunSpec = pickle.loads(run)
@@ -42,7 +47,8 @@ class Actor:
         self._signs = Signs(spec)
         self._failure: TaskvecError | None = None
         try:
-            self._stage = self._load(spec)
+            with _quick_imports():
+                self._stage = self._load(spec)
         except TaskvecError as error:
             self._failure = error
 
@@ -79,6 +85,7 @@ class Encode(Actor):
     """The second."""
 
     doing = "encoded"
+    one_at_a_time = False
 
     def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
         from jobs.encode import EncodeFragment
@@ -118,8 +125,25 @@ def _limit_tokenizer_threads() -> None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, int(granted))))
 
 
+@contextlib.contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Load without the garbage collector: it looks through all that imports make, again and again, and finds nothing.
+
+    torch's and transformers' imports take a quarter less (benchmarks/LOG.md). What is there then stays to the end, so
+    the collector leaves it out from then on.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+
+
 class Embed:
-    """All stages in one process, a fragment at a time in each: while one is encoded, the next is read.
+    """All stages in one process: while fragments are encoded, the next one is read.
 
     Where an earlier process died there is one at a time in all of them, so that no other fragment is blamed.
     """
@@ -127,7 +151,10 @@ class Embed:
     def __init__(self, run: bytes, actors: Sequence[type[Actor]]) -> None:
         alone = Lock()
         stages = [actor(run) for actor in actors]
-        self._stages = [(alone if stage.restarted else Lock(), stage) for stage in stages]
+        free: AbstractContextManager[Any] = contextlib.nullcontext()
+        self._stages = [
+            (alone if stage.restarted else Lock() if stage.one_at_a_time else free, stage) for stage in stages
+        ]
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Do one fragment, stage by stage."""

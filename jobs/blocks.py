@@ -1,4 +1,4 @@
-"""In which order fragments are embedded, and which of them are taken in hand together.
+"""In which order fragments are embedded, and how many of them are taken in hand together.
 
 The largest come first: else some encoders have large ones in hand at the end, when the others find none.
 
@@ -11,6 +11,7 @@ tried again finds the parts that its first try made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from jobs.run_spec import Work
@@ -19,6 +20,8 @@ MOST_ROWS = 1000
 MOST_FRAGMENTS = 100
 # So many that no worker is without one at the end of a run.
 _LEAST_BLOCKS = 256
+# What a thread of an encoder should find in hand: a few batches, at 64 tokens a row.
+_ROWS_PER_THREAD = 64
 
 
 def blocks_of(work: Sequence[Work]) -> Iterator[list[Work]]:
@@ -35,6 +38,18 @@ def blocks_of(work: Sequence[Work]) -> Iterator[list[Work]]:
         num_rows += piece.fragment.num_rows
     if block:
         yield block
+
+
+def fragments_at_once(work: Sequence[Work], num_threads: int) -> int:
+    """How many an encoder of so many threads has in hand, for none of them to wait at the end of a fragment.
+
+    One more than would do if all were of a size; as many as threads, and one, where each is a batch or less.
+    """
+    if num_threads == 1:
+        return 1
+    rows_each = sum(piece.fragment.num_rows for piece in work) / max(1, len(work))
+    enough = math.ceil(num_threads * _ROWS_PER_THREAD / max(1.0, rows_each))
+    return min(num_threads, enough) + 1
 
 
 def _size(work: Work) -> tuple[bool, int]:

@@ -1,22 +1,23 @@
 """Second stage: token ids become vectors. The one that wants the accelerator, and the only one that loads weights.
 
-A fragment is encoded once for each distinct prompt and adapter. The adapter in use comes first, so each fragment begins
-with the one that the last fragment ended with, and every other adapter is merged once.
+A fragment is encoded once for each distinct prompt and adapter. What the adapter in use serves comes first, so each
+fragment begins with the one that the last ended with, and every other adapter is merged once.
+
+On the CPU there may be several in hand, whose batches the encoder's threads take one after the other (`jobs.turns`).
+What is computed of a text is the same whoever is beside it.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import time
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from encoders.allocator import keep_freed_memory
-from encoders.encoder import Encoder
+from encoders.encoder import Encoded, Encoder
 from encoders.finishing import cast, unstorable
 from encoders.preflight import Preflight
 from encoders.tokenized import TokenizedTexts
@@ -24,6 +25,7 @@ from jobs.cargo import replaced, tokens_of, unpack_table, vector_columns
 from jobs.losses import only, without_deadly, without_lost
 from jobs.rows import NOT_FINITE, OUT_OF_MEMORY
 from jobs.run_spec import Encoding, RunSpec, Work
+from jobs.turns import Clock, Turns
 
 # Of no more nothing can be told about the model; whether they are too many says the limit on rejects.
 _FEW_VECTORS = 8
@@ -44,10 +46,12 @@ class EncodeFragment:
             max_batch_tokens=run.max_batch_tokens,
             num_threads=run.num_threads,
         )
+        self._encoder.use_adapter(run.adapters[0])
+        self._turns = Turns(run.fragments_at_once if self._encoder.shares_threads else 1)
+        self._clock = Clock()
         self._preflight = Preflight(self._encoder)
         self._unproven = {spec.encoding for spec in run.views} if run.preflight else set()
         self._name = f"{platform.node()}:{os.getpid()}"
-        self._idle_since: float | None = None
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Encode one fragment."""
@@ -67,9 +71,17 @@ class EncodeFragment:
 
     def run(self, row: pa.Table) -> pa.Table:
         """Encode it."""
-        started = time.perf_counter()
         # The wait before the first fragment is the start of the run, not a lack of readers.
-        starved = 0.0 if self._idle_since is None else started - self._idle_since
+        starved = self._clock.begin()
+        try:
+            cells = self._encode(row)
+        finally:
+            worked = self._clock.end()
+        times = {"starved_seconds": starved, "encode_seconds": worked}
+        return replaced(row, cells | times, without=("tokens", "row_numbers"))
+
+    def _encode(self, row: pa.Table) -> dict[str, object]:
+        """What becomes of a fragment."""
         tokens = unpack_table(row, "tokens")
         work = Work.from_json(row["work"][0].as_py())
         vectors: dict[str, pa.Array] = {}
@@ -77,12 +89,12 @@ class EncodeFragment:
         lost: dict[str, list[npt.NDArray[np.int64]]] = {OUT_OF_MEMORY: [], NOT_FINITE: []}
         prompts, encodings = self._run.prompts(work), self._run.encodings(work)
         ragged = [tokens_of(tokens, key) for key, _ in enumerate(prompts)]
-        for encoding in self._by_adapter(encodings):
+        left = list(encodings)
+        while left:
+            encoding = min(left, key=lambda one: one.adapter != self._encoder.adapter)
+            left.remove(encoding)
             texts = ragged[prompts.index(encoding.prompt)]
-            self._encoder.use_adapter(encoding.adapter)
-            if encoding in self._unproven and len(texts) and self._preflight.prove(texts):
-                self._unproven.remove(encoding)
-            encoded = self._encoder.encode_what_fits(texts)
+            encoded = self._vectors(encoding, texts)
             lost[OUT_OF_MEMORY].append(_vectors_of(texts, encoded.lost))
             encoded.vectors[lost[OUT_OF_MEMORY][-1]] = 0.0  # they are dropped below
             lost[NOT_FINITE].append(self._spoilt(encoded.vectors, work))
@@ -91,11 +103,11 @@ class EncodeFragment:
             vectors |= vector_columns(key, texts, cast(encoded.vectors, self._run.encoded_precision))
             num_tokens += len(texts.token_ids)  # as the parts have them, equal texts too
             num_padding += encoded.num_padding
-        self._preflight.close()  # a later fragment that has something to prove opens it anew
+        if self._preflight.is_open:
+            with self._turns.alone():
+                self._preflight.close()  # a later fragment that has something to prove opens it anew
         cells: dict[str, object] = {
             "vectors": pa.table(vectors),
-            "starved_seconds": starved,
-            "encode_seconds": time.perf_counter() - started,
             "num_encoded_tokens": num_tokens,
             "num_padding": num_padding,
             "why_padded": self._encoder.why_padded,
@@ -111,9 +123,27 @@ class EncodeFragment:
         places = {reason: np.concatenate([np.empty(0, np.int64), *some]) for reason, some in lost.items()}
         if any(map(len, places.values())):
             cells |= without_lost(row, pa.table(vectors), places)
-        encoded_row = replaced(row, cells, without=("tokens", "row_numbers"))
-        self._idle_since = time.perf_counter()
-        return encoded_row
+        return cells
+
+    def _vectors(self, encoding: Encoding, texts: TokenizedTexts) -> Encoded:
+        """Those of texts, beside other fragments where nothing has to change for them."""
+
+        def is_ready() -> bool:
+            is_proven = encoding not in self._unproven or not len(texts)
+            return is_proven and encoding.adapter == self._encoder.adapter
+
+        def prepare() -> None:
+            self._encoder.use_adapter(encoding.adapter)
+            if encoding in self._unproven and len(texts) and self._preflight.prove(texts):
+                self._unproven.remove(encoding)
+
+        with self._turns.beside_others(is_ready, prepare):
+            encoded = self._encoder.encode_what_fits(texts)
+        if len(encoded.lost) and self._run.fragments_at_once > 1:  # others may have had the memory
+            with self._turns.alone():
+                self._encoder.use_adapter(encoding.adapter)
+                encoded = self._encoder.encode_what_fits(texts)
+        return encoded
 
     def _spoilt(self, vectors: npt.NDArray[np.float32], work: Work) -> npt.NDArray[np.int64]:
         """Which vectors cannot be stored; if that is most of the fragment, it is not for the texts.
@@ -128,11 +158,6 @@ class EncodeFragment:
         if len(spoilt) > max(_FEW_VECTORS, len(vectors) // 2, num_rows // 2):
             cast(vectors, self._run.encoded_precision)
         return spoilt
-
-    def _by_adapter(self, encodings: Sequence[Encoding]) -> list[Encoding]:
-        """Those of the adapter in use, then those of each other one."""
-        adapters = [self._encoder.adapter, *(encoding.adapter for encoding in encodings)]
-        return sorted(encodings, key=lambda encoding: adapters.index(encoding.adapter))
 
 
 def _vectors_of(texts: TokenizedTexts, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from ray.exceptions import RayError
 
 from encoders.errors import TaskvecError
 from jobs.actors import Calibrate, Embed, Encode, Read, Write
-from jobs.blocks import blocks_of
+from jobs.blocks import blocks_of, fragments_at_once
 from jobs.cluster import node_cores
 from jobs.config import ComputeConfig
 from jobs.corpus import Shard
@@ -45,8 +46,6 @@ _THREADS_PER_HELPER = 16
 _GPU_ENCODER_CPUS = 1.0
 _GPU_READER_CPUS = 1.0
 _GPU_WRITER_CPUS = 0.5
-# One waits beside those in the actor; without it Ray never sees a queue and the pool never grows.
-_FRAGMENTS_WAITING = 1
 _POOL_GROWS_AT = 1.25  # fragments sent to an actor for each that it takes at once
 _SHARDS_PER_FOOTER_TASK = 256
 _READER, _ENCODER, _WRITER = "a reader", "an encoder", "a writer"
@@ -124,9 +123,15 @@ def stream(
         JobError: Anything else that a worker died of.
     """
     timeout = compute.no_progress_timeout_seconds
-    run = replace(run, deaths=f"deaths-{uuid4().hex}", sign_seconds=sign_seconds(timeout))
+    run = replace(
+        run,
+        deaths=f"deaths-{uuid4().hex}",
+        sign_seconds=sign_seconds(timeout),
+        fragments_at_once=fragments_at_once(work, run.num_threads or 1),
+    )
     blocks = [pa.table({"work": [piece.to_json() for piece in block]}) for block in blocks_of(work)]
-    stages = _stages(compute, run.num_threads, actors, num_blocks=len(blocks))
+    at_once = run.fragments_at_once
+    stages = _stages(compute, run.num_threads, actors, num_blocks=len(blocks), at_once=at_once)
     needs = [Need(stage.worker, stage.num_cpus, stage.num_gpus or 0.0) for stage in stages]
     watch = functools.partial(Watch, Board.of(run), run.deaths, run.most_deadly, timeout, needs)
     configure(-1, watch)
@@ -160,20 +165,26 @@ class _Stage(NamedTuple):
 
 
 def _stages(
-    compute: ComputeConfig, num_threads: int | None, actors: tuple[type, type, type], *, num_blocks: int
+    compute: ComputeConfig,
+    num_threads: int | None,
+    actors: tuple[type, type, type],
+    *,
+    num_blocks: int,
+    at_once: int,
 ) -> list[_Stage]:
     """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or few beside encoders on the CPU."""
 
-    def pool(least: int, most: int | None, first: int, at_once: int = 1) -> ActorPoolStrategy:
+    def pool(least: int, most: int | None, first: int, calls: int = 1) -> ActorPoolStrategy:
         """Never more actors than blocks; between least and most it is Ray that decides."""
         most = min(most or num_blocks, num_blocks)
         return ActorPoolStrategy(
             min_size=min(least, most),
             max_size=most,
             initial_size=min(first, most),
-            max_concurrent_calls_per_actor=at_once,
-            enable_true_multi_threading=at_once > 1,
-            max_tasks_in_flight_per_actor=at_once + _FRAGMENTS_WAITING,
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=calls > 1,
+            # Some wait beside those in the actor: else Ray never sees a queue, and the pool never grows.
+            max_tasks_in_flight_per_actor=math.floor(calls * _POOL_GROWS_AT) + 1,
         )
 
     reader, encoder, last = actors
@@ -188,7 +199,7 @@ def _stages(
     most = most or max(least, room)
     first = max(least, min(most, room))
     if readers is None:
-        whole = pool(least, most, first, at_once=2)
+        whole = pool(least, most, first, at_once + 1)  # and one that is read
         return [_Stage(_ENCODER, Embed, num_threads, None, whole, (actors,))]
     # Few, and one writer to begin with: what the helpers leave of a node still holds an encoder.
     writers = -(-most * num_threads // _THREADS_PER_HELPER)

@@ -84,6 +84,7 @@ class RunSpec:
         most_deadly: Rows that may go without a vector because workers die of them.
         landmarks: Files on the driver's disk; of each group a worker must see one, or it has another disk.
         sign_seconds: How often a worker that has a fragment in hand says so.
+        fragments_at_once: That an encoder on the CPU has in hand at the same time.
     """
 
     corpus: Location
@@ -105,6 +106,7 @@ class RunSpec:
     most_deadly: int = MOST_DEADLY_ROWS
     landmarks: tuple[tuple[str, ...], ...] = ()
     sign_seconds: float = 60.0
+    fragments_at_once: int = 1
 
     def check_disk(self) -> None:
         """Refuse to work where the paths of the corpus and the output are not those that the driver sees.

@@ -22,7 +22,7 @@ from jobs.pipeline import _stages
 connect(sys.argv[1], None)
 compute = ComputeConfig(device="cpu")
 print(json.dumps([
-    _stages(compute, int(cores), (Read, Encode, Write), num_blocks=100)[0].pool.initial_size
+    _stages(compute, int(cores), (Read, Encode, Write), num_blocks=100, at_once=2)[0].pool.initial_size
     for cores in sys.argv[2:]
 ]))
 """
