@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -89,12 +90,10 @@ class EncodeFragment:
         lost: dict[str, list[npt.NDArray[np.int64]]] = {OUT_OF_MEMORY: [], NOT_FINITE: []}
         prompts, encodings = self._run.prompts(work), self._run.encodings(work)
         ragged = [tokens_of(tokens, key) for key, _ in enumerate(prompts)]
-        left = list(encodings)
+        left = {encoding: ragged[prompts.index(encoding.prompt)] for encoding in encodings}
         while left:
-            encoding = min(left, key=lambda one: one.adapter != self._encoder.adapter)
-            left.remove(encoding)
-            texts = ragged[prompts.index(encoding.prompt)]
-            encoded = self._vectors(encoding, texts)
+            encoding, encoded = self._encode_one_of(left)
+            texts = left.pop(encoding)
             lost[OUT_OF_MEMORY].append(_vectors_of(texts, encoded.lost))
             encoded.vectors[lost[OUT_OF_MEMORY][-1]] = 0.0  # they are dropped below
             lost[NOT_FINITE].append(self._spoilt(encoded.vectors, work))
@@ -125,25 +124,30 @@ class EncodeFragment:
             cells |= without_lost(row, pa.table(vectors), places)
         return cells
 
-    def _vectors(self, encoding: Encoding, texts: TokenizedTexts) -> Encoded:
-        """Those of texts, beside other fragments where nothing has to change for them."""
+    def _encode_one_of(self, left: Mapping[Encoding, TokenizedTexts]) -> tuple[Encoding, Encoded]:
+        """An encoding and its vectors; of those left one by the adapter in use, where there is any."""
+        encoding = next(iter(left))
 
-        def is_ready() -> bool:
-            is_proven = encoding not in self._unproven or not len(texts)
+        def choose() -> bool:
+            """Whether nothing has to change for the one that is chosen."""
+            nonlocal encoding
+            encoding = min(left, key=lambda one: one.adapter != self._encoder.adapter)
+            is_proven = encoding not in self._unproven or not len(left[encoding])
             return is_proven and encoding.adapter == self._encoder.adapter
 
         def prepare() -> None:
             self._encoder.use_adapter(encoding.adapter)
+            texts = left[encoding]
             if encoding in self._unproven and len(texts) and self._preflight.prove(texts):
                 self._unproven.remove(encoding)
 
-        with self._turns.beside_others(is_ready, prepare):
-            encoded = self._encoder.encode_what_fits(texts)
+        with self._turns.beside_others(choose, prepare):
+            encoded = self._encoder.encode_what_fits(left[encoding])
         if len(encoded.lost) and self._run.fragments_at_once > 1:  # others may have had the memory
             with self._turns.alone():
                 self._encoder.use_adapter(encoding.adapter)
-                encoded = self._encoder.encode_what_fits(texts)
-        return encoded
+                encoded = self._encoder.encode_what_fits(left[encoding])
+        return encoding, encoded
 
     def _spoilt(self, vectors: npt.NDArray[np.float32], work: Work) -> npt.NDArray[np.int64]:
         """Which vectors cannot be stored; if that is most of the fragment, it is not for the texts.

@@ -30,8 +30,9 @@ class Turns:
         """Be one of several, once what they share is ready for all that is to be done.
 
         Args:
-            is_ready: Whether it is; nobody prepares anything while it is asked.
-            prepare: Makes it ready, alone; nobody comes between that and the turn.
+            is_ready: Whether it is; nobody changes anything while it is asked.
+            prepare: Makes it ready, alone, where somebody else has not done so meanwhile; nobody comes between that and
+                the turn.
         """
         self._permits.acquire()
         if not is_ready():
@@ -39,7 +40,8 @@ class Turns:
             with self._taking_all:
                 self._take_all()
                 try:
-                    prepare()
+                    if not is_ready():
+                        prepare()
                 except BaseException:
                     self._permits.release(self._most)
                     raise

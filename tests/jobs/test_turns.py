@@ -159,8 +159,9 @@ def test_a_run_of_several_adapters_changes_no_weights_while_a_fragment_is_encode
     monkeypatch.setattr(AdaptedBackbone, "activate", switch)
     with ThreadPoolExecutor(AT_ONCE) as threads:
         list(threads.map(stage, [row] * 8))
-    assert len(changed_under) >= 3
     assert not any(changed_under)
+    # In turn each of eight fragments changes them three times: it begins with the adapter that the last ended with.
+    assert 3 <= len(changed_under) <= 8 * 3
 
 
 def test_what_goes_wrong_while_one_prepares_leaves_the_others_their_turns() -> None:
