@@ -17,7 +17,7 @@ prepares and copies. No more than two are under way, and what the second adds is
 freed as the host gets there, and taken again in the order of the queue.
 
 A batch that does not fit the memory halves the token budget, for good, and its texts go through in smaller batches. A
-text that does not fit even alone is tried once more when nothing else is under way, and then given up.
+text that does not fit even alone is tried once more when nothing else of the call is under way, and then given up.
 """
 
 from __future__ import annotations
@@ -65,6 +65,18 @@ class Encoded:
     lost: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
+class _Budget:
+    """What one round of one call knows of the memory.
+
+    Attributes:
+        tokens: Of a batch.
+        worth_a_try: Tokens that are, since batches of the round did not fit.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = self.worth_a_try = tokens
+
+
 class Encoder:
     """One backbone on one device. One call at a time, but for encoders that share their threads among calls."""
 
@@ -87,7 +99,6 @@ class Encoder:
             max_batch_tokens = batch_tokens(self._forward, device, protocol.max_seq_length)
         self.max_batch_tokens = max_batch_tokens
         self.budget_halved = False
-        self._most_tokens = max_batch_tokens  # that are still worth a try in this round
         self._finish = Finisher(protocol, device)
         # Batches behind the one whose vectors are waited for.
         self._num_queued = 0 if device.type == "cpu" else 1
@@ -208,7 +219,8 @@ class Encoder:
             places = left if texts.stretches is None else texts.stretches.places(left)
             missed = []
             some = texts if len(left) == len(texts) else texts.take(left)
-            for batch, result in self._encode_round(some, alone=alone):
+            budget = _Budget(1 if alone else self.max_batch_tokens)
+            for batch, result in self._encode_round(some, budget, alone=alone):
                 if result is None:
                     missed.append(batch.rows)
                 else:
@@ -219,8 +231,9 @@ class Encoder:
             if alone:
                 break
             alone = all(len(rows) == 1 for rows in missed)
-            if not alone:
-                self.max_batch_tokens, self.budget_halved = max(1, self.max_batch_tokens // 2), True
+            if not alone:  # another call may have halved it meanwhile, for the same reason
+                self.max_batch_tokens = min(self.max_batch_tokens, max(1, budget.tokens // 2))
+                self.budget_halved = True
         return Encoded(vectors, num_tokens, num_padding, left)
 
     def reference(
@@ -240,45 +253,43 @@ class Encoder:
         return vectors
 
     def _encode_round(
-        self, texts: TokenizedTexts, *, alone: bool
+        self, texts: TokenizedTexts, budget: _Budget, *, alone: bool
     ) -> Iterator[tuple[Batch, npt.NDArray[np.float32] | None]]:
         """Batches and their vectors in order, as they come; None for a batch that did not fit the memory."""
-        self._most_tokens = self.max_batch_tokens
-        tokens = 1 if alone else self.max_batch_tokens
-        batches = token_budget_batches(texts, tokens, padded=not self._forward.packed)
+        batches = token_budget_batches(texts, budget.tokens, padded=not self._forward.packed)
         if self._threads and not alone:
             each = list(batches)
-            yield from zip(each, self._threads.map(self._try_batch, each), strict=True)
+            yield from zip(
+                each, self._threads.map(lambda one: self._try_batch(one, budget), each), strict=True
+            )
             return
         queued: deque[tuple[Batch, Fetch | None]] = deque()
         for batch in batches:
-            queued.append((batch, self._start(batch)))
+            queued.append((batch, self._start(batch, budget)))
             if len(queued) > (0 if alone else self._num_queued):
                 first, fetch = queued.popleft()
-                yield first, self._end(first, fetch)
+                yield first, self._end(first, fetch, budget)
         for batch, fetch in queued:
-            yield batch, self._end(batch, fetch)
+            yield batch, self._end(batch, fetch, budget)
 
-    def _try_batch(self, batch: Batch) -> npt.NDArray[np.float32] | None:
-        return self._end(batch, self._start(batch))
+    def _try_batch(self, batch: Batch, budget: _Budget) -> npt.NDArray[np.float32] | None:
+        return self._end(batch, self._start(batch, budget), budget)
 
-    def _start(self, batch: Batch) -> Fetch | None:
-        """Queue a batch; None if it does not fit the memory, or would not by what others took."""
-        if (
-            len(batch.rows) > 1
-            and len(batch.token_ids) + self._forward.num_padding(batch) > self._most_tokens
-        ):
+    def _start(self, batch: Batch, budget: _Budget) -> Fetch | None:
+        """Queue a batch; None if it does not fit the memory, or would not by what others of its round took."""
+        num_tokens = len(batch.token_ids) + self._forward.num_padding(batch)
+        if len(batch.rows) > 1 and num_tokens > budget.worth_a_try:
             return None
-        return self._if_it_fits(batch, lambda: self._encode_batch(batch))
+        return self._if_it_fits(batch, lambda: self._encode_batch(batch), budget)
 
-    def _end(self, batch: Batch, fetch: Fetch | None) -> npt.NDArray[np.float32] | None:
+    def _end(self, batch: Batch, fetch: Fetch | None, budget: _Budget) -> npt.NDArray[np.float32] | None:
         """The vectors of a batch, once they are there."""
-        return None if fetch is None else self._if_it_fits(batch, fetch)
+        return None if fetch is None else self._if_it_fits(batch, fetch, budget)
 
-    def _if_it_fits(self, batch: Batch, action: Callable[[], Result]) -> Result | None:
+    def _if_it_fits(self, batch: Batch, action: Callable[[], Result], budget: _Budget) -> Result | None:
         result = if_it_fits(action, self.device)
         if result is None and len(batch.rows) > 1:  # others as large would only fail one after the other
-            self._most_tokens = self.max_batch_tokens // 2
+            budget.worth_a_try = budget.tokens // 2
         return result
 
     @torch.inference_mode()

@@ -127,7 +127,7 @@ def _limit_tokenizer_threads() -> None:
 
 @contextlib.contextmanager
 def _quick_imports() -> Iterator[None]:
-    """Load without the garbage collector: it looks through all that imports make, again and again, and finds nothing.
+    """Load without the garbage collector: it looks through all that imports make, again and again, and finds little.
 
     torch's and transformers' imports take a quarter less (benchmarks/LOG.md). What is there then stays to the end, so
     the collector leaves it out from then on.

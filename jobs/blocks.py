@@ -41,15 +41,20 @@ def blocks_of(work: Sequence[Work]) -> Iterator[list[Work]]:
 
 
 def fragments_at_once(work: Sequence[Work], num_threads: int) -> int:
-    """How many an encoder of so many threads has in hand, for none of them to wait at the end of a fragment.
+    """How many an encoder of so many threads has in hand, for threads not to wait at the end of a fragment.
 
     One more than would do if all were of a size; as many as threads, and one, where each is a batch or less.
     """
     if num_threads == 1:
         return 1
-    rows_each = sum(piece.fragment.num_rows for piece in work) / max(1, len(work))
+    rows_each = sum(map(_rows_to_encode, work)) / max(1, len(work))
     enough = math.ceil(num_threads * _ROWS_PER_THREAD / max(1.0, rows_each))
     return min(num_threads, enough) + 1
+
+
+def _rows_to_encode(work: Work) -> int:
+    """About as many; where vectors are carried over, few are left."""
+    return 0 if work.carried is not None else work.num_sampled or work.fragment.num_rows
 
 
 def _size(work: Work) -> tuple[bool, int]:

@@ -47,7 +47,7 @@ class EncodeFragment:
             max_batch_tokens=run.max_batch_tokens,
             num_threads=run.num_threads,
         )
-        self._encoder.use_adapter(run.adapters[0])
+        self._encoder.use_adapter(self._encoder.adapter)  # which is in it since its effect was seen
         self._turns = Turns(run.fragments_at_once if self._encoder.shares_threads else 1)
         self._clock = Clock()
         self._preflight = Preflight(self._encoder)
@@ -143,11 +143,22 @@ class EncodeFragment:
 
         with self._turns.beside_others(choose, prepare):
             encoded = self._encoder.encode_what_fits(left[encoding])
-        if len(encoded.lost) and self._run.fragments_at_once > 1:  # others may have had the memory
+        if len(encoded.lost) and self._turns.most > 1:  # others may have had the memory
             with self._turns.alone():
                 self._encoder.use_adapter(encoding.adapter)
-                encoded = self._encoder.encode_what_fits(left[encoding])
+                encoded = self._with_lost(encoded, left[encoding])
         return encoding, encoded
+
+    def _with_lost(self, encoded: Encoded, texts: TokenizedTexts) -> Encoded:
+        """The same, with those of the lost texts that fit the memory now."""
+        again = self._encoder.encode_what_fits(texts.take(encoded.lost))
+        encoded.vectors[_vectors_of(texts, encoded.lost)] = again.vectors
+        return Encoded(
+            encoded.vectors,
+            encoded.num_tokens + again.num_tokens,
+            encoded.num_padding + again.num_padding,
+            encoded.lost[again.lost],
+        )
 
     def _spoilt(self, vectors: npt.NDArray[np.float32], work: Work) -> npt.NDArray[np.int64]:
         """Which vectors cannot be stored; if that is most of the fragment, it is not for the texts.

@@ -1,6 +1,6 @@
 """Fragments through Ray Data: read and tokenize -> encode -> write, each a pool of actors.
 
-One Ray row is one fragment, and every operator takes one at a time. A block holds one, or several small ones
+One Ray row is one fragment, and every operator takes each by itself. A block holds one, or several small ones
 (`jobs.blocks`). Ray may retry any of them, on any machine: what is written is created once, so a retry changes nothing.
 Dataset operations that bring rows of many files together stand in `jobs.joins`, all others here.
 
@@ -127,7 +127,10 @@ def stream(
         run,
         deaths=f"deaths-{uuid4().hex}",
         sign_seconds=sign_seconds(timeout),
-        fragments_at_once=fragments_at_once(work, run.num_threads or 1),
+        # An encoder that is a process of its own beside readers is given one after the other.
+        fragments_at_once=fragments_at_once(work, run.num_threads or 1)
+        if compute.tokenize_concurrency is None
+        else 1,
     )
     blocks = [pa.table({"work": [piece.to_json() for piece in block]}) for block in blocks_of(work)]
     at_once = run.fragments_at_once
@@ -199,7 +202,9 @@ def _stages(
     most = most or max(least, room)
     first = max(least, min(most, room))
     if readers is None:
-        whole = pool(least, most, first, at_once + 1)  # and one that is read
+        # And one that is read; but no more than its share, for what an actor was sent no other one gets.
+        share = math.floor(num_blocks / most / _POOL_GROWS_AT)
+        whole = pool(least, most, first, min(at_once + 1, max(2, share)))
         return [_Stage(_ENCODER, Embed, num_threads, None, whole, (actors,))]
     # Few, and one writer to begin with: what the helpers leave of a node still holds an encoder.
     writers = -(-most * num_threads // _THREADS_PER_HELPER)

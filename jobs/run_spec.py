@@ -84,7 +84,7 @@ class RunSpec:
         most_deadly: Rows that may go without a vector because workers die of them.
         landmarks: Files on the driver's disk; of each group a worker must see one, or it has another disk.
         sign_seconds: How often a worker that has a fragment in hand says so.
-        fragments_at_once: That an encoder on the CPU has in hand at the same time.
+        fragments_at_once: That an encoder may have in hand at the same time, if its threads share batches.
     """
 
     corpus: Location

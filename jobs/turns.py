@@ -16,14 +16,14 @@ from threading import Lock, Semaphore
 class Turns:
     """A permit for each fragment at work; who must be alone takes all of them.
 
-    Args:
+    Attributes:
         most: Fragments at a time.
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._permits = Semaphore(most)
-        self._taking_all = Lock()  # two who had half of them each would wait for ever
+        self._for_more = Lock()  # two who had half of the permits each would wait for ever
 
     @contextlib.contextmanager
     def beside_others(self, is_ready: Callable[[], bool], prepare: Callable[[], None]) -> Iterator[None]:
@@ -31,40 +31,35 @@ class Turns:
 
         Args:
             is_ready: Whether it is; nobody changes anything while it is asked.
-            prepare: Makes it ready, alone, where somebody else has not done so meanwhile; nobody comes between that and
-                the turn.
+            prepare: Makes it ready, alone; nobody comes between that and the turn.
         """
-        self._permits.acquire()
-        if not is_ready():
-            self._permits.release()
-            with self._taking_all:
-                self._take_all()
-                try:
-                    if not is_ready():
+        with self._held(1):
+            if is_ready():
+                yield
+                return
+        with contextlib.ExitStack() as turn:
+            with self._for_more:
+                turn.enter_context(self._held(1))
+                if not is_ready():  # still, after all who asked before
+                    with self._held(self.most - 1):
                         prepare()
-                except BaseException:
-                    self._permits.release(self._most)
-                    raise
-                if self._most > 1:
-                    self._permits.release(self._most - 1)
-        try:
             yield
-        finally:
-            self._permits.release()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Be the only one."""
-        with self._taking_all:
-            self._take_all()
-            try:
-                yield
-            finally:
-                self._permits.release(self._most)
+        with self._for_more, self._held(self.most):
+            yield
 
-    def _take_all(self) -> None:
-        for _ in range(self._most):
+    @contextlib.contextmanager
+    def _held(self, number: int) -> Iterator[None]:
+        for _ in range(number):
             self._permits.acquire()
+        try:
+            yield
+        finally:
+            if number:
+                self._permits.release(number)
 
 
 class Clock:

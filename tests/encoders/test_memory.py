@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +87,31 @@ def test_batches_that_do_not_fit_are_halved_and_the_vectors_are_the_same(
     tried.clear()
     encoder.encode(case.texts)
     assert max(tried) <= BUDGET // 4  # remembered: nothing fails a second time
+
+
+@pytest.mark.parametrize("failures", [1, None], ids=["once", "always"])
+def test_callers_side_by_side_halve_the_budget_no_more_often_than_one(
+    case: Case, failures: int | None
+) -> None:
+    """What one of them learns of the memory must not add up to nothing."""
+    encoder = case.encoder(num_threads=3)
+    assert encoder.shares_threads
+    left = itertools.repeat(None) if failures is None else iter([None] * failures)
+    lock = threading.Lock()
+
+    def fail(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].numel() > 120:
+            with lock:
+                is_short = next(left, "no") is None
+            if is_short:
+                raise MemoryError
+
+    encoder._adapted.module.register_forward_pre_hook(fail, with_kwargs=True)
+    with ThreadPoolExecutor(8) as callers:
+        encoded = list(callers.map(encoder.encode, [case.texts] * 8))
+    for one in encoded:
+        np.testing.assert_allclose(one.vectors, case.expected, atol=1e-6)
+    assert encoder.max_batch_tokens == BUDGET // (2 if failures else 4)
 
 
 def test_a_batch_that_is_queued_and_then_does_not_fit_is_halved_too(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from encoders.encoder import Encoded, Encoder
@@ -95,21 +98,31 @@ def test_each_encoding_is_proven_once_and_the_plain_path_is_let_go(
     assert not stage._preflight.is_open
 
 
+@pytest.mark.parametrize("most", [1, AT_ONCE])
 def test_a_text_that_did_not_fit_beside_others_is_tried_once_more_alone(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    real, alone = Encoder.encode_what_fits, []
+    """Where none was beside it, it is given up at once."""
+    real, tried = Encoder.encode_what_fits, []
+    is_alone = False
 
     def cramped(self: Encoder, texts: TokenizedTexts) -> Encoded:
+        tried.append(len(texts))
         encoded = real(self, texts)
-        if threading.get_ident() in alone:
+        if is_alone:
             return encoded
-        return replace(encoded, lost=encoded.lost if len(texts) < 10 else [0, 3])
+        lost = np.array([0, 3])
+        encoded.vectors[lost] = np.nan
+        return replace(encoded, lost=lost)
 
-    class Alone(Turns):
-        def _take_all(self) -> None:
-            super()._take_all()
-            alone.append(threading.get_ident())
+    class Watched(Turns):
+        @contextlib.contextmanager
+        def alone(self) -> Iterator[None]:
+            nonlocal is_alone
+            with super().alone():
+                is_alone = True
+                yield
+                is_alone = False
 
     bench.views = VIEWS[:1]
     spec, work = bench.run()
@@ -117,9 +130,14 @@ def test_a_text_that_did_not_fit_beside_others_is_tried_once_more_alone(
     expected = unpack_table(EncodeFragment(spec)(row), "vectors")
     monkeypatch.setattr(Encoder, "encode_what_fits", cramped)
     stage = EncodeFragment(replace(spec, fragments_at_once=AT_ONCE, preflight=False))
-    stage._turns = Alone(AT_ONCE)
-    assert unpack_table(stage(row), "vectors").equals(expected)
-    assert len(alone) == 1
+    stage._turns = Watched(most)
+    vectors = unpack_table(stage(row), "vectors")
+    if most == 1:
+        assert tried == [60]
+        assert vectors.num_rows == 58
+    else:
+        assert tried == [60, 2]
+        assert vectors.equals(expected)
 
 
 def test_a_model_whose_threads_share_no_batches_has_one_fragment_at_a_time(
@@ -127,7 +145,7 @@ def test_a_model_whose_threads_share_no_batches_has_one_fragment_at_a_time(
 ) -> None:
     monkeypatch.setattr(Encoder, "shares_threads", False)
     spec, _ = bench.run()
-    assert EncodeFragment(replace(spec, fragments_at_once=AT_ONCE))._turns._most == 1
+    assert EncodeFragment(replace(spec, fragments_at_once=AT_ONCE))._turns.most == 1
 
 
 def test_a_run_of_several_adapters_changes_no_weights_while_a_fragment_is_encoded(
@@ -159,9 +177,8 @@ def test_a_run_of_several_adapters_changes_no_weights_while_a_fragment_is_encode
     monkeypatch.setattr(AdaptedBackbone, "activate", switch)
     with ThreadPoolExecutor(AT_ONCE) as threads:
         list(threads.map(stage, [row] * 8))
+    assert len(changed_under) >= 3
     assert not any(changed_under)
-    # In turn each of eight fragments changes them three times: it begins with the adapter that the last ended with.
-    assert 3 <= len(changed_under) <= 8 * 3
 
 
 def test_what_goes_wrong_while_one_prepares_leaves_the_others_their_turns() -> None:
@@ -179,6 +196,24 @@ def test_what_goes_wrong_while_one_prepares_leaves_the_others_their_turns() -> N
             raise KeyError
     with turns.beside_others(lambda: True, fail), turns.beside_others(lambda: True, fail):
         assert not turns._permits.acquire(blocking=False)
+
+
+def test_what_one_has_made_ready_others_who_waited_for_it_use_beside_him() -> None:
+    turns, state, made = Turns(3), [""], []
+    all_in = threading.Barrier(3, timeout=30)
+
+    def make() -> None:
+        made.append(threading.get_ident())
+        time.sleep(0.1)  # the others come and wait
+        state[0] = "ready"
+
+    def use(_: int) -> None:
+        with turns.beside_others(lambda: state[0] == "ready", make):
+            all_in.wait()
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(use, range(3)))
+    assert len(made) == 1
 
 
 def test_many_that_want_different_things_all_get_their_turn() -> None:
@@ -233,3 +268,10 @@ def test_an_encoder_has_so_many_fragments_in_hand_that_no_thread_waits(
     rows: list[int], num_threads: int, at_once: int
 ) -> None:
     assert fragments_at_once(work_of(rows), num_threads) == at_once
+
+
+def test_rows_that_need_no_encoding_make_a_fragment_small() -> None:
+    work = work_of([10_000] * 8)
+    assert fragments_at_once(work, 8) == 2
+    assert fragments_at_once([replace(piece, num_sampled=10) for piece in work], 8) == 9
+    assert fragments_at_once([replace(piece, carried="a file") for piece in work], 8) == 9
