@@ -111,7 +111,7 @@ def stand_ins(seconds_per_token: float, dim: int) -> dict[str, ModuleType]:
         return made
 
     modules = (
-        module("encoders.encoder", Encoder=Encoder),
+        module("encoders.encoder", Encoder=Encoder, Encoded=SimpleNamespace),
         module(
             "encoders.finishing",
             cast=lambda vectors, precision: vectors.astype(precision),
