@@ -2,8 +2,8 @@
 
 In float32 it is torch's own `scaled_dot_product_attention`. In bfloat16 that is 2 to 4 times as slow as the steps
 written out, two matrix products by oneDNN and powers of two between them. Their scores take memory with the square of
-the length, so longer texts are left to torch. With AMX torch's own was quicker from 16 tokens up than the same steps
-with softmax; powers of two were not tried there (benchmarks/LOG.md).
+the length, so longer texts are left to torch. With AMX torch's own is as quick up to 128 tokens, and quicker above
+(benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -57,13 +57,18 @@ def _attend(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each text: `[1, heads, num_tokens, head_dim]` to `[1, num_tokens, heads, head_dim]`."""
+    """Attention within each text: `[1, heads, num_tokens, head_dim]` to `[1, num_tokens, heads, head_dim]`.
+
+    Rows behind the last text get zeros.
+    """
     assert attention_mask is None
     causal = bool(module.is_causal)
     num_heads, num_tokens = query.shape[1:3]
     result = query.new_empty(num_tokens, num_heads, value.shape[-1])
     if in_bfloat16:
         query, key, value = (states.bfloat16() for states in (query, key, value))
+    last_start, last_count, last_length = equal_lengths[-1]
+    result[last_start + last_count * last_length :] = 0
     for stretch in equal_lengths:
         start, count, length = stretch
         queries, keys, values = (_texts(states, *stretch) for states in (query, key, value))

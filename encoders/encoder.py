@@ -22,7 +22,6 @@ text that does not fit even alone is tried once more when nothing else of the ca
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -41,10 +40,10 @@ from encoders.forward import Forward
 from encoders.int8 import quantize_linears
 from encoders.linear import pack_linears
 from encoders.loading import load_backbone
-from encoders.memory import Result, if_it_fits
 from encoders.merging import AdaptedBackbone
 from encoders.pooling import pool
 from encoders.protocol import Protocol
+from encoders.rounds import Round, Tried
 from encoders.tokenized import TokenizedTexts
 
 
@@ -63,18 +62,6 @@ class Encoded:
     num_tokens: int
     num_padding: int
     lost: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-
-
-class _Budget:
-    """What one round of one call knows of the memory.
-
-    Attributes:
-        tokens: Of a batch.
-        worth_a_try: Tokens that are, since batches of the round did not fit.
-    """
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens = self.worth_a_try = tokens
 
 
 class Encoder:
@@ -219,8 +206,8 @@ class Encoder:
             places = left if texts.stretches is None else texts.stretches.places(left)
             missed = []
             some = texts if len(left) == len(texts) else texts.take(left)
-            budget = _Budget(1 if alone else self.max_batch_tokens)
-            for batch, result in self._encode_round(some, budget, alone=alone):
+            budget = 1 if alone else self.max_batch_tokens
+            for batch, result in self._round(some, budget, alone=alone):
                 if result is None:
                     missed.append(batch.rows)
                 else:
@@ -232,7 +219,7 @@ class Encoder:
                 break
             alone = all(len(rows) == 1 for rows in missed)
             if not alone:  # another call may have halved it meanwhile, for the same reason
-                self.max_batch_tokens = min(self.max_batch_tokens, max(1, budget.tokens // 2))
+                self.max_batch_tokens = min(self.max_batch_tokens, max(1, budget // 2))
                 self.budget_halved = True
         return Encoded(vectors, num_tokens, num_padding, left)
 
@@ -252,45 +239,16 @@ class Encoder:
             vectors[batch.vector_rows] = self._finish_batch(states, batch)()
         return vectors
 
-    def _encode_round(
-        self, texts: TokenizedTexts, budget: _Budget, *, alone: bool
-    ) -> Iterator[tuple[Batch, npt.NDArray[np.float32] | None]]:
-        """Batches and their vectors in order, as they come; None for a batch that did not fit the memory."""
-        batches = token_budget_batches(texts, budget.tokens, padded=not self._forward.packed)
+    def _round(self, texts: TokenizedTexts, budget: int, *, alone: bool) -> Iterator[Tried]:
+        """Batches of the texts and their vectors, as they come."""
+        batches = token_budget_batches(texts, budget, padded=not self._forward.packed)
+        one = Round(self._encode_batch, self._num_computed, self.device, budget)
         if self._threads and not alone:
-            each = list(batches)
-            yield from zip(
-                each, self._threads.map(lambda one: self._try_batch(one, budget), each), strict=True
-            )
-            return
-        queued: deque[tuple[Batch, Fetch | None]] = deque()
-        for batch in batches:
-            queued.append((batch, self._start(batch, budget)))
-            if len(queued) > (0 if alone else self._num_queued):
-                first, fetch = queued.popleft()
-                yield first, self._end(first, fetch, budget)
-        for batch, fetch in queued:
-            yield batch, self._end(batch, fetch, budget)
+            return one.by_threads(batches, self._threads)
+        return one.in_turn(batches, 0 if alone else self._num_queued)
 
-    def _try_batch(self, batch: Batch, budget: _Budget) -> npt.NDArray[np.float32] | None:
-        return self._end(batch, self._start(batch, budget), budget)
-
-    def _start(self, batch: Batch, budget: _Budget) -> Fetch | None:
-        """Queue a batch; None if it does not fit the memory, or would not by what others of its round took."""
-        num_tokens = len(batch.token_ids) + self._forward.num_padding(batch)
-        if len(batch.rows) > 1 and num_tokens > budget.worth_a_try:
-            return None
-        return self._if_it_fits(batch, lambda: self._encode_batch(batch), budget)
-
-    def _end(self, batch: Batch, fetch: Fetch | None, budget: _Budget) -> npt.NDArray[np.float32] | None:
-        """The vectors of a batch, once they are there."""
-        return None if fetch is None else self._if_it_fits(batch, fetch, budget)
-
-    def _if_it_fits(self, batch: Batch, action: Callable[[], Result], budget: _Budget) -> Result | None:
-        result = if_it_fits(action, self.device)
-        if result is None and len(batch.rows) > 1:  # others as large would only fail one after the other
-            budget.worth_a_try = budget.tokens // 2
-        return result
+    def _num_computed(self, batch: Batch) -> int:
+        return len(batch.token_ids) + self._forward.num_padding(batch)
 
     @torch.inference_mode()
     def _encode_batch(self, batch: Batch) -> Fetch:

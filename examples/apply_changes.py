@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from jobs.changes import UNCHANGED, Changes
+from jobs.changes import Changes
+from jobs.compare import UNCHANGED
 from jobs.record_files import read_manifest
 from jobs.records import CHANGES, Manifest
 from jobs.storage import Location, open_store

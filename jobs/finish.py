@@ -7,8 +7,9 @@ import importlib.metadata
 import platform
 from collections import Counter
 
-from jobs.changes import Changes, Comparison, nothing_changed, report_changes
+from jobs.changes import Changes, nothing_changed, report_changes
 from jobs.commit import build_manifest, publish
+from jobs.compare import Comparison
 from jobs.config import JobConfig, dump_config
 from jobs.errors import OutputBusyError, StorageError
 from jobs.job import Job, folder_of

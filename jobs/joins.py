@@ -31,7 +31,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from encoders.space import digest
 from jobs.cargo import grouped
 from jobs.carry import CarryPlan, Steps, match
-from jobs.changes import CompareSteps, Comparison
+from jobs.compare import CompareSteps, Comparison
 from jobs.config import ComputeConfig
 from jobs.duplicates import Ids, IdScan, repeats
 from jobs.errors import StorageError

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.changes import KINDS, Changes
+from jobs.changes import Changes
+from jobs.compare import KINDS
 from jobs.plan import Plan
 from jobs.progress import Tally
 from jobs.records import MANIFEST, Manifest, ViewRecord

@@ -90,8 +90,13 @@ def relative_error(states: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((states - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
+@pytest.mark.parametrize("has_tiles", [False, True])
 @pytest.mark.parametrize("name", PACKED)
-def test_packed_texts_get_the_states_that_they_get_alone(name: str) -> None:
+def test_packed_texts_get_the_states_that_they_get_alone(
+    name: str, has_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoders.devices.cpu_has_tiles", lambda: has_tiles)
+    monkeypatch.setattr(forward, "_SMALL_PACK", 0)
     backbone, batch = backbone_of(name, PACKED[name]), batch_of(LENGTHS)
     expected = alone(backbone, batch)
     run = Forward(backbone)
@@ -114,6 +119,18 @@ def test_a_gemma_that_looks_back_only_is_packed_too() -> None:
     run = Forward(backbone)
     assert run.packed
     assert relative_error(run(batch), expected) < 1e-4
+
+
+@pytest.mark.parametrize(("num_tokens", "num_rows"), [(512, 512), (513, 544), (544, 544), (545, 576)])
+def test_packs_fill_whole_tiles_where_the_cpu_has_them(
+    num_tokens: int, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoders.devices.cpu_has_tiles", lambda: True)
+    backbone, shapes = backbone_of("BertModel", {}), []
+    run = Forward(backbone)
+    backbone.embeddings.register_forward_hook(lambda _, __, states: shapes.append(states.shape[:2]))
+    states = run(batch_of(np.array([*[40] * 12, num_tokens - 481, 1])))
+    assert (len(states), shapes) == (num_tokens, [(1, num_rows)])
 
 
 def test_every_class_that_is_packed_is_tested() -> None:

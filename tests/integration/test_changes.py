@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from examples.apply_changes import apply_changes
-from jobs.changes import KINDS
+from jobs.compare import KINDS
 from tests.integration.conftest import Embed, manifest_of, read_view, snapshot
 from tests.integration.test_carry_over import arguments, rewritten, rows_of, write
 

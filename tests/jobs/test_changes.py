@@ -14,16 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.changes import (
-    KINDS,
-    Changes,
-    Comparison,
-    SidedPart,
-    compare,
-    compare_here,
-    nothing_changed,
-    report_changes,
-)
+from jobs.changes import Changes, nothing_changed, report_changes
+from jobs.compare import KINDS, Comparison, SidedPart, compare, compare_here
 from jobs.errors import OutputError
 from jobs.files import kind_of
 from jobs.holdings import Holdings

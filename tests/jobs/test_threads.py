@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.changes import Comparison, SidedPart, compare_here
+from jobs.compare import Comparison, SidedPart, compare_here
 from jobs.duplicates import repeated_ids
 from jobs.errors import StorageError
 from jobs.id_bits import sharing
@@ -98,7 +98,7 @@ def list_changes(folder: Path) -> None:
     [
         ("jobs.duplicates.Ids.keys", compare_ids),
         ("jobs.id_bits.load", compare_bits),
-        ("jobs.changes.CompareSteps.ids", list_changes),
+        ("jobs.compare.CompareSteps.ids", list_changes),
     ],
 )
 def test_who_wants_to_end_does_not_wait_for_a_store_that_hangs(
