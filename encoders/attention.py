@@ -59,7 +59,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Attention within each text: `[1, heads, num_tokens, head_dim]` to `[1, num_tokens, heads, head_dim]`.
 
-    Rows behind the last text get zeros.
+    Rows behind the last text get zeros: what memory holds may be slow to compute with, and is never the same.
     """
     assert attention_mask is None
     causal = bool(module.is_causal)

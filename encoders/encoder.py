@@ -54,7 +54,7 @@ class Encoded:
     Attributes:
         vectors: float32 `[num_texts, dim]`; `[num_stretches, dim]` of texts that have stretches.
         num_tokens: Tokens that were computed, without padding: equal texts of a call are computed once.
-        num_padding: Padding tokens that were computed besides the texts' own; none where texts are packed.
+        num_padding: Tokens that texts were filled up with; none where they are packed.
         lost: int64 `[num_lost]`; texts that did not fit the memory even alone, whose vectors are not a number.
     """
 

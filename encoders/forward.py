@@ -1,9 +1,10 @@
 """A batch through a backbone: packed where the architecture allows, else padded, else text by text.
 
-Packed, the texts lie end to end in one row: no padding is computed, positions restart with each text, and attention
-runs within each text alone. On 1,000 texts of a documentation corpus, one thread, float32, all-MiniLM-L6-v2, that is
-worth 11 to 23 % over padded batches that are sorted by length (benchmarks/LOG.md). There is one way for CPUs
-(`encoders.attention`) and one for CUDA in half precision (`encoders.varlen`); float32 on CUDA is padded.
+Packed, the texts lie end to end in one row: no padding is computed (but for up to 31 rows where the CPU has tiles),
+positions restart with each text, and attention runs within each text alone. On 1,000 texts of a documentation corpus,
+one thread, float32, all-MiniLM-L6-v2, that is worth 11 to 23 % over padded batches that are sorted by length
+(benchmarks/LOG.md). There is one way for CPUs (`encoders.attention`) and one for CUDA in half precision
+(`encoders.varlen`); float32 on CUDA is padded.
 
 transformers hands attention to a function of ours (`AttentionInterface`) and builds no mask for it. Some architectures
 do not ask it, or add a bias that it never sees; then the texts of a pack would see each other, and the vectors would
@@ -60,7 +61,8 @@ _UNSTEADY_ROPE = frozenset({"dynamic", "longrope"})
 _ONE_BY_ONE_ROPE = frozenset({"longrope"})
 
 # A CPU's tiles have 16 rows and are taken two at a time. oneDNN makes a kernel for every number of rows that it meets:
-# for tiles that takes 7 ms and a megabyte, in all 4 % of the first minute's time. Few are small, and stay as they are.
+# for tiles that takes 7 ms and a megabyte, 4 % of the first minute of all-MiniLM-L6-v2 in bfloat16 (benchmarks/LOG.md).
+# Few packs of a corpus are small; those stay as they are, since 31 rows would be much of them.
 _ROWS_OF_TILES = 32
 _SMALL_PACK = 512
 
@@ -92,9 +94,8 @@ class Forward:
         # Masked wherever it stands, so any id of the vocabulary will do.
         self._pad_token_id = backbone.config.pad_token_id or 0
         self._own_attention = backbone.config._attn_implementation
-        has_tiles = self._device.type == "cpu" and devices.cpu_has_tiles()
-        self._row_multiple = _ROWS_OF_TILES if has_tiles else 1
         self._way = _way_of(self._device)
+        self._row_multiple = _ROWS_OF_TILES if self._way is attention and devices.cpu_has_tiles() else 1
         self.why_padded = self._find_why_padded()
         self._one_by_one = False
         if self.why_padded and (why := self._find_why_one_by_one()):
@@ -160,7 +161,7 @@ class Forward:
 
     def _disagreement(self, texts: Batch, alone: Tensor) -> str:
         try:
-            packed = self._run_packed(texts)
+            packed = self._run_packed(texts, is_small=False)
         except Exception as error:
             if self._way is attention:
                 raise
@@ -213,16 +214,20 @@ class Forward:
         difference = float((states - alone).float().norm() / alone.float().norm())
         return 0.0 if difference <= tolerance else difference  # one that is not a number is one
 
-    def _run_packed(self, batch: Batch) -> Tensor:
+    def _run_packed(self, batch: Batch, *, is_small: bool | None = None) -> Tensor:
+        num_tokens = len(batch.token_ids)
+        if is_small is None:
+            is_small = num_tokens <= _SMALL_PACK
+        filling = (
+            0,
+            0 if is_small else -num_tokens % self._row_multiple,
+        )  # rows of no text, unseen by attention
         positions = runs(np.zeros_like(batch.lengths), batch.lengths)
         if type(self._backbone).__name__ in _POSITIONS_FROM_PADDING:
             positions = _positions_from_padding(batch, positions, self._backbone.config.pad_token_id)
-        num_tokens = len(batch.token_ids)
-        # Rows of no text, which attention never sees.
-        last_rows = (0, -num_tokens % self._row_multiple if num_tokens > _SMALL_PACK else 0)
         states: Tensor = self._backbone(
-            input_ids=to_device(np.pad(batch.token_ids, last_rows), self._device)[None],
-            position_ids=to_device(np.pad(positions, last_rows), self._device)[None],
+            input_ids=to_device(np.pad(batch.token_ids, filling), self._device)[None],
+            position_ids=to_device(np.pad(positions, filling), self._device)[None],
             **self._way.arguments(batch, self._device),
             **self._settings,
         ).last_hidden_state

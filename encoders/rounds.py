@@ -22,23 +22,23 @@ Tried = tuple[Batch, npt.NDArray[np.float32] | None]
 
 
 class Round:
-    """Batches that go through with the same budget; a way to run them each yields them in order, as they come.
+    """Batches that go through with the same budget, by one call of `in_turn` or `by_threads`.
 
     Args:
-        start: Queues a batch; what it gives waits for the vectors.
-        num_computed: Tokens of a batch that are computed, padding included.
+        encode: Queues a batch; what it gives waits for the vectors.
+        num_computed: Tokens of a batch, with what texts are filled up with.
         device: Where.
         budget: Tokens of a batch.
     """
 
     def __init__(
         self,
-        start: Callable[[Batch], Fetch],
+        encode: Callable[[Batch], Fetch],
         num_computed: Callable[[Batch], int],
         device: torch.device,
         budget: int,
     ) -> None:
-        self._queue = start
+        self._encode = encode
         self._num_computed = num_computed
         self._device = device
         self._budget = self._worth_a_try = budget
@@ -70,7 +70,7 @@ class Round:
         """Queue a batch; None if it does not fit the memory, or would not by what others took."""
         if len(batch.rows) > 1 and self._num_computed(batch) > self._worth_a_try:
             return None
-        return self._if_it_fits(batch, lambda: self._queue(batch))
+        return self._if_it_fits(batch, lambda: self._encode(batch))
 
     def _end(self, batch: Batch, fetch: Fetch | None) -> npt.NDArray[np.float32] | None:
         """The vectors of a batch, once they are there."""
@@ -78,6 +78,6 @@ class Round:
 
     def _if_it_fits(self, batch: Batch, action: Callable[[], Result]) -> Result | None:
         result = if_it_fits(action, self._device)
-        if result is None and len(batch.rows) > 1:
+        if result is None and len(batch.rows) > 1:  # others as large would only fail, one after the other
             self._worth_a_try = self._budget // 2
         return result

@@ -86,6 +86,12 @@ def alone(backbone: Any, batch: Batch) -> torch.Tensor:
     return torch.cat([backbone(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0] for ids in texts])
 
 
+def fill_packs(monkeypatch: pytest.MonkeyPatch, *, has_tiles: bool) -> None:
+    """Small ones too, or none, whatever this CPU has."""
+    monkeypatch.setattr("encoders.devices.cpu_has_tiles", lambda: has_tiles)
+    monkeypatch.setattr(forward, "_SMALL_PACK", 0)
+
+
 def relative_error(states: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((states - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
@@ -95,8 +101,7 @@ def relative_error(states: torch.Tensor, expected: torch.Tensor) -> float:
 def test_packed_texts_get_the_states_that_they_get_alone(
     name: str, has_tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("encoders.devices.cpu_has_tiles", lambda: has_tiles)
-    monkeypatch.setattr(forward, "_SMALL_PACK", 0)
+    fill_packs(monkeypatch, has_tiles=has_tiles)
     backbone, batch = backbone_of(name, PACKED[name]), batch_of(LENGTHS)
     expected = alone(backbone, batch)
     run = Forward(backbone)
@@ -122,15 +127,39 @@ def test_a_gemma_that_looks_back_only_is_packed_too() -> None:
 
 
 @pytest.mark.parametrize(("num_tokens", "num_rows"), [(512, 512), (513, 544), (544, 544), (545, 576)])
-def test_packs_fill_whole_tiles_where_the_cpu_has_them(
+def test_large_packs_fill_whole_tiles_where_the_cpu_has_them(
     num_tokens: int, num_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("encoders.devices.cpu_has_tiles", lambda: True)
-    backbone, shapes = backbone_of("BertModel", {}), []
-    run = Forward(backbone)
+    backbone, batch = (
+        backbone_of("BertModel", {}),
+        batch_of(np.array([*[40] * 12, num_tokens - 505, *[5] * 5])),
+    )
+    expected, run = alone(backbone, batch), Forward(backbone)
+    shapes: list[tuple[int, ...]] = []
     backbone.embeddings.register_forward_hook(lambda _, __, states: shapes.append(states.shape[:2]))
-    states = run(batch_of(np.array([*[40] * 12, num_tokens - 481, 1])))
-    assert (len(states), shapes) == (num_tokens, [(1, num_rows)])
+    states = run(batch)
+    assert shapes == [(1, num_rows)]
+    assert relative_error(states, expected) < 1e-4
+
+
+def test_the_self_test_fills_whole_tiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("encoders.devices.cpu_has_tiles", lambda: True)
+    backbone = backbone_of("BertModel", {})
+    shapes: list[tuple[int, ...]] = []
+    backbone.embeddings.register_forward_hook(lambda _, __, states: shapes.append(states.shape[:2]))
+    assert Forward(backbone).packed
+    assert shapes[-1] == (1, 32)
+
+
+def test_what_fills_a_pack_gets_zeros_and_is_seen_by_no_text() -> None:
+    texts = torch.randn(3, 1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    filled = torch.cat([texts, torch.full((3, 1, 2, 4, 8), torch.nan)], 3)
+    attend, module = transformers.AttentionInterface()[attention.NAME], SimpleNamespace(is_causal=False)
+    expected, _ = attend(module, *texts, None, equal_lengths=[(0, 2, 4)])
+    found, _ = attend(module, *filled, None, equal_lengths=[(0, 2, 4)])
+    assert torch.equal(found[:, :8], expected)
+    assert (found[:, 8:] == 0).all()
 
 
 def test_every_class_that_is_packed_is_tested() -> None:
@@ -148,7 +177,10 @@ def test_other_classes_are_padded(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["BertModel", *PADDED])
-def test_a_backbone_has_run_before_its_first_batch_in_the_way_that_batches_go(name: str) -> None:
+def test_a_backbone_has_run_before_its_first_batch_in_the_way_that_batches_go(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoders.devices.cpu_has_tiles", lambda: False)
     backbone, shapes = backbone_of(name, CLASSES[name]), []
     backbone.register_forward_hook(
         lambda _, __, arguments, ___: shapes.append(tuple(arguments["input_ids"].shape)), with_kwargs=True
@@ -190,6 +222,7 @@ def test_in_bfloat16_packed_texts_get_the_states_that_they_get_alone(
     name: str, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "_LONGEST_WRITTEN_OUT", longest)
+    fill_packs(monkeypatch, has_tiles=longest == 0)
     backbone = backbone_of(name, PACKED[name], initializer_range=0.1).to(torch.bfloat16)
     expected = alone(backbone, batch_of(LENGTHS))
     run = Forward(backbone)

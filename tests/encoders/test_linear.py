@@ -29,6 +29,7 @@ from tests.encoders.test_forward import (
     alone,
     backbone_of,
     batch_of,
+    fill_packs,
     relative_error,
 )
 
@@ -187,7 +188,11 @@ def test_quantised_activations_go_with_the_states_that_they_are_of() -> None:
     assert _last.quantized is None
 
 
-def test_in_eight_bits_a_text_does_not_depend_on_its_neighbours() -> None:
+@pytest.mark.parametrize("has_tiles", [False, True])
+def test_in_eight_bits_a_text_does_not_depend_on_its_neighbours(
+    has_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_packs(monkeypatch, has_tiles=has_tiles)
     backbone = backbone_of("BertModel", {})
     quantize_linears(backbone)
     batch = batch_of(LENGTHS)
