@@ -121,7 +121,9 @@ class Forward:
         """Token states `[num_tokens, hidden_size]` of a batch's texts, end to end."""
         if self._one_by_one:
             return self._run_alone(self._backbone, batch)
-        return self._run_packed(batch) if self.packed else self._run_padded(batch)
+        if self.packed:
+            return self._run_packed(batch, fill=len(batch.token_ids) > _SMALL_PACK)
+        return self._run_padded(batch)
 
     @torch.inference_mode()
     def plain(self, batch: Batch) -> Tensor:
@@ -161,7 +163,7 @@ class Forward:
 
     def _disagreement(self, texts: Batch, alone: Tensor) -> str:
         try:
-            packed = self._run_packed(texts, is_small=False)
+            packed = self._run_packed(texts, fill=True)
         except Exception as error:
             if self._way is attention:
                 raise
@@ -214,14 +216,10 @@ class Forward:
         difference = float((states - alone).float().norm() / alone.float().norm())
         return 0.0 if difference <= tolerance else difference  # one that is not a number is one
 
-    def _run_packed(self, batch: Batch, *, is_small: bool | None = None) -> Tensor:
+    def _run_packed(self, batch: Batch, *, fill: bool) -> Tensor:
         num_tokens = len(batch.token_ids)
-        if is_small is None:
-            is_small = num_tokens <= _SMALL_PACK
-        filling = (
-            0,
-            0 if is_small else -num_tokens % self._row_multiple,
-        )  # rows of no text, unseen by attention
+        # Rows of no text, which attention does not see.
+        filling = (0, -num_tokens % self._row_multiple if fill else 0)
         positions = runs(np.zeros_like(batch.lengths), batch.lengths)
         if type(self._backbone).__name__ in _POSITIONS_FROM_PADDING:
             positions = _positions_from_padding(batch, positions, self._backbone.config.pad_token_id)

@@ -131,10 +131,8 @@ def test_large_packs_fill_whole_tiles_where_the_cpu_has_them(
     num_tokens: int, num_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("encoders.devices.cpu_has_tiles", lambda: True)
-    backbone, batch = (
-        backbone_of("BertModel", {}),
-        batch_of(np.array([*[40] * 12, num_tokens - 505, *[5] * 5])),
-    )
+    backbone = backbone_of("BertModel", {})
+    batch = batch_of(np.array([*[40] * 12, num_tokens - 505, *[5] * 5]))
     expected, run = alone(backbone, batch), Forward(backbone)
     shapes: list[tuple[int, ...]] = []
     backbone.embeddings.register_forward_hook(lambda _, __, states: shapes.append(states.shape[:2]))

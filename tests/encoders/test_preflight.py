@@ -133,7 +133,9 @@ def test_a_way_that_is_wrong_even_for_one_text_is_caught(
 ) -> None:
     encoder, texts = loaded(tmp_path)
     real = encoder._forward._run_packed
-    monkeypatch.setattr(encoder._forward, "_run_packed", lambda batch: real(batch).roll(1, dims=1))
+    monkeypatch.setattr(
+        encoder._forward, "_run_packed", lambda batch, **how: real(batch, **how).roll(1, dims=1)
+    )
     with pytest.raises(EncoderError, match="cosine"):
         proven(encoder, texts)
 
@@ -145,8 +147,8 @@ def test_texts_whose_vectors_are_no_numbers_are_left_out(
     encoder, texts = loaded(tmp_path)
     real, spoilt = encoder._forward._run_packed, [int(texts.lengths.min())]
 
-    def run(batch: Batch) -> torch.Tensor:
-        states = real(batch)
+    def run(batch: Batch, *, fill: bool) -> torch.Tensor:
+        states = real(batch, fill=fill)
         for start, length in zip(np.cumsum(batch.lengths) - batch.lengths, batch.lengths, strict=True):
             if length in spoilt:
                 states[start] = torch.nan
@@ -238,7 +240,9 @@ def test_without_memory_for_float32_the_encoder_is_compared_with_itself_and_says
     assert preflight.prove(texts)
     assert len(tried) == 1
     real = encoder._forward._run_packed
-    monkeypatch.setattr(encoder._forward, "_run_packed", lambda batch: real(batch).roll(1, dims=1))
+    monkeypatch.setattr(
+        encoder._forward, "_run_packed", lambda batch, **how: real(batch, **how).roll(1, dims=1)
+    )
     with pytest.raises(
         EncoderError, match=r"encoded together in bfloat16 have a cosine of .* to its own weights"
     ):
