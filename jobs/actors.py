@@ -46,6 +46,7 @@ class Actor:
         self._deaths = deaths_of(spec) if self.restarted else None
         self._signs = Signs(spec)
         self._failure: TaskvecError | None = None
+        self._alone = Lock()
         try:
             with _quick_imports():
                 self._stage = self._load(spec)
@@ -59,7 +60,8 @@ class Actor:
         with self._signs:
             if self._deaths is None:
                 return self._stage(row)
-            return survive(self._stage, self.doing, row, self._ask)
+            with self._alone:  # so that no other fragment is blamed
+                return survive(self._stage, self.doing, row, self._ask)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         return ray.get(getattr(self._deaths, method).remote(*arguments))

@@ -46,6 +46,10 @@ _THREADS_PER_HELPER = 16
 _GPU_ENCODER_CPUS = 1.0
 _GPU_READER_CPUS = 1.0
 _GPU_WRITER_CPUS = 0.5
+# Ray makes a writer for each fragment that waits, and encoders that began together end together. A write is native code
+# and waiting for storage, so one process does several at once.
+_ENCODERS_PER_WRITER = 8
+_WRITES_AT_ONCE = 4
 _POOL_GROWS_AT = 1.25  # fragments sent to an actor for each that it takes at once
 _SHARDS_PER_FOOTER_TASK = 256
 _READER, _ENCODER, _WRITER = "a reader", "an encoder", "a writer"
@@ -175,7 +179,7 @@ def _stages(
     num_blocks: int,
     at_once: int,
 ) -> list[_Stage]:
-    """Encoders by GPUs or cores; helpers as many as keep up with the GPUs, or few beside encoders on the CPU."""
+    """Encoders by GPUs or cores; helpers by the encoders, but readers beside GPUs by the cores that are there."""
 
     def pool(least: int, most: int | None, first: int, calls: int = 1) -> ActorPoolStrategy:
         """Never more actors than blocks; between least and most it is Ray that decides."""
@@ -193,10 +197,11 @@ def _stages(
     reader, encoder, last = actors
     least, most, readers = compute.min_actors, compute.max_actors, compute.tokenize_concurrency
     if num_threads is None:
+        first, writers = (-(-encoders // _ENCODERS_PER_WRITER) for encoders in (least, most or num_blocks))
         return [
             _Stage(_READER, reader, _GPU_READER_CPUS, None, pool(readers or 1, readers, readers or 1)),
             _Stage(_ENCODER, encoder, _GPU_ENCODER_CPUS, compute.gpus_per_actor, pool(least, most, least)),
-            _Stage(_WRITER, last, _GPU_WRITER_CPUS, None, pool(1, None, 1)),
+            _Stage(_WRITER, last, _GPU_WRITER_CPUS, None, pool(first, writers, first, _WRITES_AT_ONCE)),
         ]
     room = max(1, room_for(node_cores(), num_threads))  # an autoscaler may find more
     most = most or max(least, room)

@@ -190,7 +190,7 @@ class ComputeConfig(Section):
     tokenize_concurrency: PositiveInt | None = Field(
         default=None,
         description="Actors that only read and tokenize. null: on CPUs none, the encoders do it and write too; beside "
-        "GPUs as many as keep up.",
+        "GPUs as many as Ray finds cores for while fragments wait.",
     )
     ray_address: RayAddress | None = Field(
         default=None,

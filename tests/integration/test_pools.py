@@ -1,21 +1,44 @@
-"""How many encoders a run begins with: as many as the nodes have room for, each by itself; and what each is sent."""
+"""How many encoders a run begins with: as many as the nodes have room for, each by itself; and what each is sent.
+
+Beside accelerators: how many writers start, and how many fragments each writes at once.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
 
+import pyarrow as pa
 import pytest
+import ray
 
+from encoders.protocol import resolve_protocol
+from jobs.actors import Actor
+from jobs.config import ComputeConfig
+from jobs.pipeline import stream
+from jobs.rows import Reading
+from jobs.run_spec import RunSpec
 from tests.integration.clusters import Cluster, cluster_of
 from tests.integration.commands import REPOSITORY, finish, start
+from tests.jobs.builders import COLUMNS, QUERY, plan_of, run_spec, write_shard
+
+NUM_GPUS = 4  # that Ray is told of
+ENCODES_SECONDS, WRITES_SECONDS = 0.1, 1.0
 
 # Encoders to begin with, of as many cores each as an argument says.
 DRIVER = """
 import json, sys
 from jobs.actors import Encode, Read, Write
 from jobs.cluster import connect
+from jobs.actors import Actor
 from jobs.config import ComputeConfig
 from jobs.pipeline import _stages
 
@@ -63,3 +86,95 @@ def test_what_two_nodes_have_left_over_makes_no_encoder(cluster: Cluster) -> Non
     assert said["fewer"] == [2, 3]
     assert said["one thread"] == [2, 3]
     assert said["readers apart"] == said["gpu"] == [1, 2]
+
+
+class Through:
+    """Stands in for a stage."""
+
+    def __init__(self, run: bytes) -> None:
+        pass
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return row
+
+
+class Quick(Through):
+    """An encoder."""
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        time.sleep(ENCODES_SECONDS)
+        return row
+
+
+class Slow(Through):
+    """A writer; says in which process, and how many it had in hand."""
+
+    def __init__(self, run: bytes) -> None:
+        super().__init__(run)
+        self._in_hand, self._lock = 0, Lock()
+
+    def __call__(self, row: pa.Table) -> pa.Table:  # noqa: ARG002
+        with self._lock:
+            self._in_hand += 1
+            in_hand = self._in_hand
+        time.sleep(WRITES_SECONDS)
+        with self._lock:
+            self._in_hand -= 1
+        return pa.table({"process": [os.getpid()], "in_hand": [in_hand]})
+
+
+@pytest.fixture(scope="module")
+def accelerators() -> Iterator[None]:
+    """Ray here, which believes that it has some; the session's own starts again with the next run."""
+    ray.shutdown()
+    ray.init(address="local", num_cpus=20, num_gpus=NUM_GPUS, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class DiesOfTwo(Actor):
+    """A writer that cannot have two fragments in hand."""
+
+    doing = "written"
+
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:  # noqa: ARG002
+        alone = Lock()
+
+        def write(row: pa.Table) -> pa.Table:
+            if not alone.acquire(blocking=False):
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(ENCODES_SECONDS)
+            alone.release()
+            return row
+
+        return write
+
+
+def embedded(
+    folder: Path, model: Path, num_fragments: int, max_actors: int, writer: type
+) -> list[dict[str, Any]]:
+    """What the writers say of a corpus that encoders beside accelerators are done with."""
+    corpus, reading = folder / "corpus", Reading(COLUMNS, " ", ())
+    texts = {"id": range(num_fragments), "text": ["a"] * num_fragments}
+    write_shard(corpus, "a.parquet", texts, row_group_size=1)
+    run = run_spec(corpus, folder / "out", reading, resolve_protocol(str(model)), (QUERY,))
+    run = replace(run, device="cuda", num_threads=None)
+    compute = ComputeConfig(device="cuda", min_actors=NUM_GPUS, max_actors=max_actors, tokenize_concurrency=1)
+    work = plan_of(corpus, (QUERY,), fragment_rows=1).work
+    assert len(work) == num_fragments
+    return list(stream(run, work, compute, (Through, Quick, writer)))
+
+
+@pytest.mark.usefixtures("accelerators")
+def test_writers_beside_accelerators_are_few_and_write_several_at_once(model: Path, tmp_path: Path) -> None:
+    """However many fragments wait for them."""
+    said = embedded(tmp_path, model, 60, 9, Slow)
+    assert len(said) == 60
+    assert len({row["process"] for row in said}) == 2  # one for each eight encoders that there may be
+    assert max(row["in_hand"] for row in said) == 4
+
+
+@pytest.mark.usefixtures("accelerators")
+def test_a_writer_that_was_started_again_writes_one_at_a_time(model: Path, tmp_path: Path) -> None:
+    """Else each death is put down to all that it had in hand, and ends the run."""
+    assert len(embedded(tmp_path, model, 30, 8, DiesOfTwo)) == 30
