@@ -4,7 +4,8 @@
 
 Every shard is a file with one short row, so nearly all of the time is Ray's and the file system's. While the command
 runs, the memory of its processes is looked at once a second. Printed for each kind of process: how much of it was
-resident in the middle of the run, at its end and at most, since what leaks goes on growing from the middle to the end.
+resident after a quarter of the run, in the middle, after three quarters, at its end and at most. What leaks grows from
+quarter to quarter; at the end the driver also holds the manifest that it writes.
 """
 
 from __future__ import annotations
@@ -66,11 +67,14 @@ def measure(folder: Path, num_shards: int, model: str, num_cpus: int) -> None:
     )
     print(*(line for line in complaints.splitlines() if "worker seconds" in line))
     ended = max(when for looks in sizes.values() for when, _ in looks)
-    print("| process | MiB in the middle | at the end | at most |\n|---|---|---|---|")
+    print("| process | MiB after 25 % | 50 % | 75 % | at the end | at most |\n|---|---|---|---|---|---|")
     for (name, _), looks in sorted(sizes.items()):
         if looks[-1][0] > 0.8 * ended and len(looks) > 5:  # those that were there to the end
-            middle = min(looks, key=lambda look: abs(look[0] - ended / 2))[1]
-            print(f"| {name} | {middle:.0f} | {looks[-2][1]:.0f} | {max(size for _, size in looks):.0f} |")
+            quarters = [
+                min(looks, key=lambda look: abs(look[0] - share * ended))[1] for share in (0.25, 0.5, 0.75)
+            ]
+            marks = [*quarters, looks[-2][1], max(size for _, size in looks)]
+            print(f"| {name} | " + " | ".join(f"{mark:.0f}" for mark in marks) + " |")
     sys.stdout.flush()
 
 
