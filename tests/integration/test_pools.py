@@ -38,7 +38,6 @@ DRIVER = """
 import json, sys
 from jobs.actors import Encode, Read, Write
 from jobs.cluster import connect
-from jobs.actors import Actor
 from jobs.config import ComputeConfig
 from jobs.pipeline import _stages
 
@@ -52,6 +51,10 @@ def pool(compute, cores, place=0, num_blocks=100, at_once=2):
 def at_once(pool):
     return pool.max_concurrent_calls_per_actor, pool.max_tasks_in_flight_per_actor
 
+def sizes(**actors):
+    made = pool(ComputeConfig(device="cuda", **actors), None, place=2)
+    return made.min_size, made.initial_size, made.max_size
+
 apart = ComputeConfig(device="cpu", tokenize_concurrency=1)
 print(json.dumps({
     "encoders": [pool(compute, int(cores)).initial_size for cores in sys.argv[2:]],
@@ -60,6 +63,7 @@ print(json.dumps({
     "fewer": at_once(pool(compute, 3, at_once=4, num_blocks=2)),
     "one thread": at_once(pool(compute, 1, at_once=1)),
     "readers apart": at_once(pool(apart, 2, place=1)),
+    "writers": [sizes(), sizes(max_actors=8), sizes(min_actors=9, max_actors=17)],
     "gpu": at_once(pool(ComputeConfig(device="cuda"), None, place=1)),
 }))
 """
@@ -86,6 +90,8 @@ def test_what_two_nodes_have_left_over_makes_no_encoder(cluster: Cluster) -> Non
     assert said["fewer"] == [2, 3]
     assert said["one thread"] == [2, 3]
     assert said["readers apart"] == said["gpu"] == [1, 2]
+    # One for each eight encoders, of which there may be as many as the hundred blocks where nothing is said.
+    assert said["writers"] == [[1, 1, 13], [1, 1, 1], [2, 2, 3]]
 
 
 class Through:
