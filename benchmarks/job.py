@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WAYS = ("encode", "processes", "ray", "daft", "encoder")
+WAYS = ("encode", "processes", "ray", "daft", "encoder", "actor")
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--dtype",
         default="auto",
-        help="of the job and of `encoder`; the others compute in float32 (default auto, the job's own)",
+        help="of the job, `encoder` and `actor`; the others compute in float32 (default auto, the job's own)",
     )
     parser.add_argument(
         "--cpus-per-actor", type=int, help="cores of each of the job's encoders (default: one has all)"

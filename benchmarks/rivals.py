@@ -2,14 +2,16 @@
 
     python benchmarks/rivals.py ray CORPUS --model MODEL --cores 2 --output FOLDER
 
-Every way reads the same Parquet shards, takes the same cores and writes Parquet, but for `encoder` and `encode`, which
-write nothing. Prints the seconds from the first read to the last vector written, with loading the model wherever the
-job's time has that too (`ray`, `daft`, `processes`); Ray's start is left out, as it is of the job's time.
+Every way reads the same Parquet shards, takes the same cores and writes Parquet, but for `encoder`, `actor` and
+`encode`, which write nothing. Prints the seconds from the first read to the last vector written, with loading the model
+wherever the job's time has that too (`ray`, `daft`, `processes`, `actor`); Ray's start is left out, as it is of the
+job's time.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -29,7 +31,9 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a folder in the sentence-transformers format")
     parser.add_argument("--cores", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--dtype", default="float32", help="of `encoder`; the others have their own defaults")
+    parser.add_argument(
+        "--dtype", default="float32", help="of `encoder` and `actor`; the others have their own defaults"
+    )
     args = parser.parse_args()
     print(WAYS[args.way](args.corpus, args.model, args.cores, args.output, args.dtype))
 
@@ -96,6 +100,54 @@ def daft(corpus: Path, model: str, _cores: int, output: Path, _dtype: str) -> fl
 
 def encoder(corpus: Path, model: str, cores: int, _output: Path, dtype: str) -> float:
     """The job's own encoder without the job: all texts tokenized and encoded in one call; loading is not counted."""
+    texts = pq.read_table(corpus, columns=["text"])["text"].to_pylist()
+    tokenizer, loaded = load(model, cores, dtype)
+    started = time.perf_counter()
+    loaded.encode(tokenizer.prepare(texts))
+    return time.perf_counter() - started
+
+
+def actor(corpus: Path, model: str, cores: int, _output: Path, dtype: str) -> float:
+    """The job's own encoder in an actor of Ray Data, a call a shard, and nothing else: what the job cannot be below.
+
+    Texts come from memory, vectors stay where they are, and nothing is planned, checked or committed.
+    """
+    import ray
+
+    class Embed:
+        def __init__(self) -> None:
+            gc.disable()  # while it loads, as the job does
+            self.tokenizer, self.encoder = load(model, cores, dtype)
+            gc.freeze()
+            gc.enable()
+
+        def __call__(self, shard: pa.Table) -> pa.Table:
+            vectors = self.encoder.encode(self.tokenizer.prepare(shard["text"].to_pylist())).vectors
+            return pa.table({"num_rows": [len(vectors)]})
+
+    shards = [pq.read_table(path, columns=["text"]) for path in sorted(corpus.glob("*.parquet"))]
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level=logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None  # as in the job
+    started = time.perf_counter()
+    pool = ray.data.ActorPoolStrategy(
+        size=1,
+        max_concurrent_calls_per_actor=cores + 1,
+        max_tasks_in_flight_per_actor=cores + 3,
+        enable_true_multi_threading=True,
+    )
+    dataset = ray.data.from_blocks(shards).map_batches(
+        Embed, batch_size=None, batch_format="pyarrow", num_cpus=cores, compute=pool
+    )
+    embedded = sum(row["num_rows"] for row in dataset.iter_rows())
+    seconds = time.perf_counter() - started
+    assert embedded == sum(map(len, shards))
+    return seconds
+
+
+def load(model: str, cores: int, dtype: str) -> tuple[Any, Any]:
+    """The job's tokenizer and encoder of a model."""
     from encoders.allocator import keep_freed_memory
     from encoders.encoder import Encoder
     from encoders.protocol import resolve_protocol
@@ -103,12 +155,8 @@ def encoder(corpus: Path, model: str, cores: int, _output: Path, dtype: str) -> 
 
     keep_freed_memory()
     protocol = resolve_protocol(model)
-    texts = pq.read_table(corpus, columns=["text"])["text"].to_pylist()
     tokenizer = Tokenizer(protocol)
-    loaded = Encoder.load(protocol, device="cpu", dtype=dtype, num_threads=cores)  # type: ignore[arg-type]
-    started = time.perf_counter()
-    loaded.encode(tokenizer.prepare(texts))
-    return time.perf_counter() - started
+    return tokenizer, Encoder.load(protocol, device="cpu", dtype=dtype, num_threads=cores)  # type: ignore[arg-type]
 
 
 def as_lists(vectors: np.ndarray) -> pa.Array:
@@ -117,7 +165,7 @@ def as_lists(vectors: np.ndarray) -> pa.Array:
 
 
 WAYS: dict[str, Callable[[Path, str, int, Path, str], float]] = {
-    way.__name__: way for way in (encode, processes, ray, daft, encoder)
+    way.__name__: way for way in (encode, processes, ray, daft, encoder, actor)
 }
 
 if __name__ == "__main__":
