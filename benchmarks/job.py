@@ -25,8 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-WAYS = ("encode", "processes", "ray", "daft", "encoder", "actor")
+from rivals import WAYS
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--against",
         nargs="+",
-        choices=WAYS,
+        choices=list(WAYS),
         default=["encode"],
         help="the ways of benchmarks/rivals.py (default: encode)",
     )

@@ -11,7 +11,6 @@ job's time.
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -108,7 +107,7 @@ def encoder(corpus: Path, model: str, cores: int, _output: Path, dtype: str) -> 
 
 
 def actor(corpus: Path, model: str, cores: int, _output: Path, dtype: str) -> float:
-    """The job's own encoder in an actor of Ray Data, a call a shard, and nothing else: what the job cannot be below.
+    """The job's own encoder in an actor of Ray Data, a call a shard, and nothing else: what any job on it takes.
 
     Texts come from memory, vectors stay where they are, and nothing is planned, checked or committed.
     """
@@ -116,10 +115,10 @@ def actor(corpus: Path, model: str, cores: int, _output: Path, dtype: str) -> fl
 
     class Embed:
         def __init__(self) -> None:
-            gc.disable()  # while it loads, as the job does
-            self.tokenizer, self.encoder = load(model, cores, dtype)
-            gc.freeze()
-            gc.enable()
+            from jobs.actors import _quick_imports
+
+            with _quick_imports():
+                self.tokenizer, self.encoder = load(model, cores, dtype)
 
         def __call__(self, shard: pa.Table) -> pa.Table:
             vectors = self.encoder.encode(self.tokenizer.prepare(shard["text"].to_pylist())).vectors
