@@ -53,7 +53,7 @@ def main() -> None:
         parser.error(f"a floor for {', '.join(sorted(left_out))}, which --ways leaves out")
     has_onnx = all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "onnxscript")))
     names = [name for name in args.ways if has_onnx or not name.startswith("onnx")]
-    if not cpu_has_bfloat16():  # emulated, it says nothing
+    if not cpu_has_bfloat16():  # emulated, or slower than float32: nobody's choice
         names = [name for name in names if WAYS[name].dtype != "bfloat16"]
     names = list(dict.fromkeys((BASELINE, *names)))
     texts = pq.read_table(args.corpus, columns=["text"])["text"].to_pylist()

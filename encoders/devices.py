@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,9 +24,6 @@ _LEAST, _MOST = 4096, 131_072
 _SHARE_OF_FREE_MEMORY = 0.5
 # Where the longest texts that a model takes do not fit, batches are reckoned for shorter ones, down to these.
 _SHORT = 128
-
-# One of these, or products in bfloat16 are emulated and slower than in float32. Both kinds of x86, and ARM's.
-_BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def choose_device(device: str) -> torch.device:
@@ -53,7 +50,7 @@ def num_gpus() -> int:
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """The number format of that name; `auto` is bfloat16 where the device computes in it, else float32."""
+    """The number format of that name; `auto` is bfloat16 where the device is faster in it, else float32."""
     if dtype == "auto":
         has_bfloat16 = cuda_has_bfloat16(device) if device.type == "cuda" else cpu_has_bfloat16()
         return torch.bfloat16 if has_bfloat16 else torch.float32
@@ -62,22 +59,28 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has instructions for products in bfloat16, and this build of torch uses them.
+    """Whether this CPU multiplies in bfloat16 faster than in float32, and this build of torch lets it.
 
-    oneDNN's own answer is not enough: it is yes for every CPU with AVX-512, where it emulates them.
+    oneDNN's own answer is not enough: it is yes for every CPU with AVX-512, where it emulates such products. Nor are
+    instructions for them: Intel's that have AVX512-FP16 too are made for tiles, and on a virtual machine that hides the
+    tiles what is left takes twice as long as float32 (benchmarks/LOG.md).
     """
-    return _cpu_has_any(_BFLOAT16_CAPABILITIES) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has = _cpu_capabilities()
+    is_made_for_tiles = has.get("avx512_fp16", False) and "Intel" in has.get("cpu_name", "")
+    in_vectors = has.get("avx512_bf16", False) and not is_made_for_tiles
+    on_arm = has.get("bf16", False)
+    return (cpu_has_tiles() or in_vectors or on_arm) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def cpu_has_tiles() -> bool:
     """Whether this CPU multiplies whole tiles in bfloat16 (AMX), some eight times as fast as it does in float32."""
-    return _cpu_has_any(("amx_bf16",))
+    return bool(_cpu_capabilities().get("amx_bf16", False))
 
 
-def _cpu_has_any(names: Iterable[str]) -> bool:
+def _cpu_capabilities() -> Mapping[str, Any]:
     # Older torch cannot tell.
-    capabilities: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in names)
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities
 
 
 def cuda_has_bfloat16(device: torch.device) -> bool:

@@ -113,7 +113,7 @@ class Encoder:
             adapters: Those that `use_adapter` will ask for, by the names that `Protocol.adapter` gives; None is all of
                 the model's. With a single one nothing is kept aside, and it is in use from the start.
             device: `auto` is the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
-            dtype: Of the computation. `auto` is bfloat16 on GPUs and CPUs that compute in it, else float32; `int8`
+            dtype: Of the computation. `auto` is bfloat16 on GPUs and CPUs that are faster in it, else float32; `int8`
                 is for linear layers on the CPU, with float32 between them.
             max_batch_tokens: Tokens of a batch, padding included; a text longer than that goes alone. `auto` is 2,048
                 on CPU, and on CUDA what fits into half of the memory that is free, by a trial.

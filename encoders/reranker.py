@@ -61,7 +61,7 @@ class Reranker:
             instruction: What makes a document relevant, in place of the family's default (Qwen3-Reranker).
             max_seq_length: Tokens of a pair, prompt included; None does as repository and family say.
             device: `auto` is the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
-            dtype: Of the computation. `auto` is bfloat16 on GPUs and CPUs that compute in it, else float32.
+            dtype: Of the computation. `auto` is bfloat16 on GPUs and CPUs that are faster in it, else float32.
             max_batch_tokens: Tokens of a batch, padding included; a pair longer than that goes alone.
             num_threads: CPU threads of this process; None leaves it to torch.
 

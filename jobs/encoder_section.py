@@ -90,9 +90,10 @@ class EncoderConfig(Section):
     )
     dtype: Dtype = Field(
         default="auto",
-        description="Number format of the computation; auto: bfloat16 on GPUs and CPUs that compute in it "
-        "(AVX512-BF16, AMX), else float32. int8: linear layers in integers, for CPUs without these, and a space of "
-        "its own: all-MiniLM-L6-v2 at lowest cosines of 0.997 to its own vectors, 0.9955 on CPUs without VNNI.",
+        description="Number format of the computation; auto: bfloat16 on GPUs and CPUs that are faster in it (AMX; "
+        "AVX512-BF16, but not on an Intel CPU whose AMX a virtual machine hides), else float32. int8: linear layers "
+        "in integers, for CPUs without these, and a space of its own: all-MiniLM-L6-v2 at lowest cosines of 0.997 to "
+        "its own vectors, 0.9955 on CPUs without VNNI.",
     )
     precision: Precision = Field(
         default="float32",

@@ -29,6 +29,7 @@ BYTES = {
     "Qwen3 4B": (8_040_000_000, 79_368, 32_768),
 }
 CONTEXT_BYTES = GIB // 2  # of CUDA itself, about
+INTEL = {"cpu_name": "Intel Xeon", "avx512_f": True, "avx512_bf16": True, "avx512_fp16": True}
 CPU_HAS_BFLOAT16 = devices.cpu_has_bfloat16  # which the suite replaces for all other tests
 
 
@@ -36,13 +37,17 @@ CPU_HAS_BFLOAT16 = devices.cpu_has_bfloat16  # which the suite replaces for all 
     ("capabilities", "built", "chosen"),
     [
         ({"avx512_f": True, "avx512_bf16": True}, True, torch.bfloat16),  # Zen 4
-        ({"avx512_f": True, "amx_bf16": True}, True, torch.bfloat16),  # Sapphire Rapids
+        (INTEL | {"amx_bf16": True}, True, torch.bfloat16),  # Sapphire Rapids
+        (INTEL | {"amx_bf16": False}, True, torch.float32),  # its tiles hidden: slower
+        (INTEL | {"avx512_fp16": False}, True, torch.bfloat16),  # Cooper Lake
+        (INTEL | {"cpu_name": "AMD EPYC"}, True, torch.bfloat16),
+        ({"bf16": True}, True, torch.bfloat16),  # Neoverse V1
         ({"avx512_f": True, "avx512_bf16": False}, True, torch.float32),  # Ice Lake: emulated
         ({"avx512_bf16": True}, False, torch.float32),  # torch without oneDNN
         ({}, True, torch.float32),
     ],
 )
-def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_that(
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_that_are_faster(
     capabilities: dict[str, Any], built: bool, chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "cpu_has_bfloat16", CPU_HAS_BFLOAT16)
