@@ -1,6 +1,7 @@
 """How many encoders a run begins with: as many as the nodes have room for, each by itself; and what each is sent.
 
-Beside accelerators: how many writers start, and how many fragments each writes at once.
+Beside accelerators: how many writers start, and how many fragments each writes at once. And how many fragments an
+encoder on the CPU may have in hand.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -25,7 +26,7 @@ from jobs.actors import Actor
 from jobs.config import ComputeConfig
 from jobs.pipeline import stream
 from jobs.rows import Reading
-from jobs.run_spec import RunSpec
+from jobs.run_spec import RunSpec, Work
 from tests.integration.clusters import Cluster, cluster_of
 from tests.integration.commands import REPOSITORY, finish, start
 from tests.jobs.builders import COLUMNS, QUERY, plan_of, run_spec, write_shard
@@ -156,19 +157,55 @@ class DiesOfTwo(Actor):
         return write
 
 
-def embedded(
-    folder: Path, model: Path, num_fragments: int, max_actors: int, writer: type
-) -> list[dict[str, Any]]:
-    """What the writers say of a corpus that encoders beside accelerators are done with."""
+class Passes(Actor):
+    """A stage of a process that holds all of them."""
+
+    doing = "passed on"
+
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:  # noqa: ARG002
+        return lambda row: row
+
+
+class Tells(Actor):
+    """The last one; says how many fragments an encoder of its run may have in hand."""
+
+    doing = "told"
+
+    def _load(self, run: RunSpec) -> Callable[[pa.Table], pa.Table]:
+        return lambda _: pa.table({"at_once": [run.fragments_at_once]})
+
+
+def fragments_of_a_row(folder: Path, model: Path, num_fragments: int) -> tuple[RunSpec, Sequence[Work]]:
+    """A run over so many, and what it has to do."""
     corpus, reading = folder / "corpus", Reading(COLUMNS, " ", ())
     texts = {"id": range(num_fragments), "text": ["a"] * num_fragments}
     write_shard(corpus, "a.parquet", texts, row_group_size=1)
     run = run_spec(corpus, folder / "out", reading, resolve_protocol(str(model)), (QUERY,))
-    run = replace(run, device="cuda", num_threads=None)
-    compute = ComputeConfig(device="cuda", min_actors=NUM_GPUS, max_actors=max_actors, tokenize_concurrency=1)
     work = plan_of(corpus, (QUERY,), fragment_rows=1).work
     assert len(work) == num_fragments
+    return run, work
+
+
+def embedded(
+    folder: Path, model: Path, num_fragments: int, max_actors: int, writer: type
+) -> list[dict[str, Any]]:
+    """What the writers say of a corpus that encoders beside accelerators are done with."""
+    run, work = fragments_of_a_row(folder, model, num_fragments)
+    run = replace(run, device="cuda", num_threads=None)
+    compute = ComputeConfig(device="cuda", min_actors=NUM_GPUS, max_actors=max_actors, tokenize_concurrency=1)
     return list(stream(run, work, compute, (Through, Quick, writer)))
+
+
+@pytest.mark.usefixtures("accelerators")
+@pytest.mark.parametrize(("num_readers", "at_once"), [(None, 3), (1, 1)])
+def test_readers_apart_give_an_encoder_one_fragment_after_the_other(
+    model: Path, tmp_path: Path, num_readers: int | None, at_once: int
+) -> None:
+    """One that reads itself has one for each of its threads, and one more."""
+    run, work = fragments_of_a_row(tmp_path, model, 4)
+    compute = ComputeConfig(device="cpu", max_actors=1, tokenize_concurrency=num_readers)
+    said = stream(replace(run, num_threads=2), work, compute, (Passes, Passes, Tells))
+    assert [row["at_once"] for row in said] == [at_once] * 4
 
 
 @pytest.mark.usefixtures("accelerators")
