@@ -98,6 +98,40 @@ def test_each_encoding_is_proven_once_and_the_plain_path_is_let_go(
     assert not stage._preflight.is_open
 
 
+def test_the_plain_path_is_let_go_while_no_fragment_is_encoded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding = 0
+    let_go_under: list[int] = []
+    lock, real, close = threading.Lock(), Encoder.encode_what_fits, Preflight.close
+
+    def encode(self: Encoder, texts: TokenizedTexts) -> Encoded:
+        nonlocal encoding
+        with lock:
+            encoding += 1
+        time.sleep(0.02)
+        try:
+            return real(self, texts)
+        finally:
+            with lock:
+                encoding -= 1
+
+    def let_go(self: Preflight) -> None:
+        let_go_under.append(encoding)
+        close(self)
+
+    bench.views = VIEWS[:1]
+    spec, work = bench.run()
+    row = Reader(spec)(row_of(work))
+    stage = EncodeFragment(replace(spec, fragments_at_once=AT_ONCE))
+    monkeypatch.setattr(Encoder, "encode_what_fits", encode)
+    monkeypatch.setattr(Preflight, "close", let_go)
+    with ThreadPoolExecutor(AT_ONCE + 1) as threads:
+        list(threads.map(stage, [row] * 12))
+    assert let_go_under
+    assert not any(let_go_under)
+
+
 @pytest.mark.parametrize("most", [1, AT_ONCE])
 def test_a_text_that_did_not_fit_beside_others_is_tried_once_more_alone(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, most: int
