@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -98,12 +98,9 @@ def test_each_encoding_is_proven_once_and_the_plain_path_is_let_go(
     assert not stage._preflight.is_open
 
 
-def test_the_plain_path_is_let_go_while_no_fragment_is_encoded(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoding = 0
-    let_go_under: list[int] = []
-    lock, real, close = threading.Lock(), Encoder.encode_what_fits, Preflight.close
+def count_encoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """From here on: how many fragments are encoded now, each a little longer than it takes."""
+    encoding, lock, real = 0, threading.Lock(), Encoder.encode_what_fits
 
     def encode(self: Encoder, texts: TokenizedTexts) -> Encoded:
         nonlocal encoding
@@ -116,15 +113,25 @@ def test_the_plain_path_is_let_go_while_no_fragment_is_encoded(
             with lock:
                 encoding -= 1
 
+    monkeypatch.setattr(Encoder, "encode_what_fits", encode)
+    return lambda: encoding
+
+
+def test_the_plain_path_is_let_go_while_no_fragment_is_encoded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go_under: list[int] = []
+    close = Preflight.close
+
     def let_go(self: Preflight) -> None:
-        let_go_under.append(encoding)
+        let_go_under.append(num_encoding())
         close(self)
 
     bench.views = VIEWS[:1]
     spec, work = bench.run()
     row = Reader(spec)(row_of(work))
     stage = EncodeFragment(replace(spec, fragments_at_once=AT_ONCE))
-    monkeypatch.setattr(Encoder, "encode_what_fits", encode)
+    num_encoding = count_encoding(monkeypatch)
     monkeypatch.setattr(Preflight, "close", let_go)
     with ThreadPoolExecutor(AT_ONCE + 1) as threads:
         list(threads.map(stage, [row] * 12))
@@ -188,29 +195,18 @@ def test_a_model_whose_threads_share_no_batches_has_one_fragment_at_a_time(
 def test_a_run_of_several_adapters_changes_no_weights_while_a_fragment_is_encoded(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoding = 0
     changed_under: list[int] = []
-    lock, real, activate = threading.Lock(), Encoder.encode_what_fits, AdaptedBackbone.activate
-
-    def encode(self: Encoder, texts: TokenizedTexts) -> Encoded:
-        nonlocal encoding
-        with lock:
-            encoding += 1
-        try:
-            return real(self, texts)
-        finally:
-            with lock:
-                encoding -= 1
+    activate = AdaptedBackbone.activate
 
     def switch(self: AdaptedBackbone, name: str | None) -> None:
         if name != self.active:
-            changed_under.append(encoding)
+            changed_under.append(num_encoding())
         activate(self, name)
 
     spec, work = bench.run()
     row = Reader(spec)(row_of(work))
     stage = EncodeFragment(replace(spec, fragments_at_once=AT_ONCE))
-    monkeypatch.setattr(Encoder, "encode_what_fits", encode)
+    num_encoding = count_encoding(monkeypatch)
     monkeypatch.setattr(AdaptedBackbone, "activate", switch)
     with ThreadPoolExecutor(AT_ONCE) as threads:
         list(threads.map(stage, [row] * 8))
