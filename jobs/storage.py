@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from jobs.disk import DiskStore
-from jobs.s3 import S3Store
 from jobs.store import Entry, Location, Store
 
 __all__ = ["Entry", "Location", "Store", "open_store"]
@@ -11,4 +10,8 @@ __all__ = ["Entry", "Location", "Store", "open_store"]
 
 def open_store(location: Location) -> Store:
     """Open the store of a location in this process; on S3 about 0.1 s, so hold on to it."""
-    return S3Store(location) if location.uri.startswith("s3://") else DiskStore(location)
+    if not location.uri.startswith("s3://"):
+        return DiskStore(location)
+    from jobs.s3 import S3Store
+
+    return S3Store(location)

@@ -14,14 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, NoCredentialsError  # type: ignore[import-untyped]
-from s3fs.core import S3_RETRYABLE_ERRORS
-from s3fs.utils import FileExpired
-
 from jobs.errors import ConfigurationError, FileChangedError, StorageError
 
 REST = "let the files rest while a job reads them, and run the same command again"
-_FAILURES = (OSError, BotoCoreError, *S3_RETRYABLE_ERRORS)
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _UNKNOWN_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}
 
@@ -55,8 +50,8 @@ def reported(action: str, uri: str, *, missing: bool = False) -> Iterator[None]:
             f"could not {action} {redacted(uri)}: the endpoint is no URL; give http://host:port or https://host, by "
             "endpoint_url of the input or output, AWS_ENDPOINT_URL, or the profile"
         ) from None
-    except _FAILURES as error:
-        kind = FileChangedError if isinstance(error, FileExpired) else StorageError
+    except _failures_at(uri) as error:
+        kind = FileChangedError if _is_expired(uri, error) else StorageError
         raise kind(_message(action, uri, error)) from error
 
 
@@ -72,6 +67,25 @@ def reported_read(uri: str) -> Iterator[None]:
             yield
     except FileNotFoundError as error:
         raise FileChangedError(f"could not read {redacted(uri)}: it was removed meanwhile; {REST}") from error
+
+
+def _failures_at(uri: str) -> tuple[type[BaseException], ...]:
+    """What goes wrong at a place. s3fs takes 0.2 s to import, so only a process that has to do with S3 does."""
+    if not uri.startswith("s3://"):
+        return (OSError,)
+    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+    from s3fs.core import S3_RETRYABLE_ERRORS
+
+    return (OSError, BotoCoreError, *S3_RETRYABLE_ERRORS)
+
+
+def _is_expired(uri: str, error: BaseException) -> bool:
+    """Whether a file of a bucket is another one than was opened."""
+    if not uri.startswith("s3://"):
+        return False
+    from s3fs.utils import FileExpired
+
+    return isinstance(error, FileExpired)
 
 
 def service_code(error: BaseException) -> str:
@@ -90,7 +104,7 @@ def redacted(text: str) -> str:
 
 def _message(action: str, uri: str, error: BaseException) -> str:
     code = service_code(error)
-    if isinstance(error, FileExpired):
+    if _is_expired(uri, error):
         return f"could not {action} {redacted(uri)}: it has changed since it was opened; {REST}"
     text = getattr(error, "strerror", None) or str(error) or "no further words"
     reason = f"{type(error).__name__}{f' ({code})' if code else ''}: {text}".rstrip(".")
@@ -106,6 +120,8 @@ def _advice(uri: str, code: str, error: BaseException) -> str:
                 "check that this filesystem has hard links and file locks: files appear and change with them"
             )
         return "check that the path exists and that this user may read it, and write it for an output"
+    from botocore.exceptions import NoCredentialsError
+
     if isinstance(error, NoCredentialsError):
         return (
             "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or an"
