@@ -50,9 +50,12 @@ def reported(action: str, uri: str, *, missing: bool = False) -> Iterator[None]:
             f"could not {action} {redacted(uri)}: the endpoint is no URL; give http://host:port or https://host, by "
             "endpoint_url of the input or output, AWS_ENDPOINT_URL, or the profile"
         ) from None
+    except _expired_at(uri) as error:
+        raise FileChangedError(
+            f"could not {action} {redacted(uri)}: it has changed since it was opened; {REST}"
+        ) from error
     except _failures_at(uri) as error:
-        kind = FileChangedError if _is_expired(uri, error) else StorageError
-        raise kind(_message(action, uri, error)) from error
+        raise StorageError(_message(action, uri, error)) from error
 
 
 @contextmanager
@@ -69,23 +72,26 @@ def reported_read(uri: str) -> Iterator[None]:
         raise FileChangedError(f"could not read {redacted(uri)}: it was removed meanwhile; {REST}") from error
 
 
-def _failures_at(uri: str) -> tuple[type[BaseException], ...]:
-    """What goes wrong at a place. s3fs takes 0.2 s to import, so only a process that has to do with S3 does."""
+# s3fs takes 0.2 s to import, so only a process that has to do with S3 does; its errors come from nowhere else.
+
+
+def _expired_at(uri: str) -> tuple[type[OSError], ...]:
+    """What says that an open file of a bucket is another one by now."""
+    if not uri.startswith("s3://"):
+        return ()
+    from s3fs.utils import FileExpired
+
+    return (FileExpired,)
+
+
+def _failures_at(uri: str) -> tuple[type[Exception], ...]:
+    """What else goes wrong at a place."""
     if not uri.startswith("s3://"):
         return (OSError,)
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
     from s3fs.core import S3_RETRYABLE_ERRORS
 
     return (OSError, BotoCoreError, *S3_RETRYABLE_ERRORS)
-
-
-def _is_expired(uri: str, error: BaseException) -> bool:
-    """Whether a file of a bucket is another one than was opened."""
-    if not uri.startswith("s3://"):
-        return False
-    from s3fs.utils import FileExpired
-
-    return isinstance(error, FileExpired)
 
 
 def service_code(error: BaseException) -> str:
@@ -104,8 +110,6 @@ def redacted(text: str) -> str:
 
 def _message(action: str, uri: str, error: BaseException) -> str:
     code = service_code(error)
-    if _is_expired(uri, error):
-        return f"could not {action} {redacted(uri)}: it has changed since it was opened; {REST}"
     text = getattr(error, "strerror", None) or str(error) or "no further words"
     reason = f"{type(error).__name__}{f' ({code})' if code else ''}: {text}".rstrip(".")
     return f"could not {action} {redacted(uri)}: {redacted(reason)}; {_advice(uri, code, error)}"
